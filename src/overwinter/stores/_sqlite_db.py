@@ -1,0 +1,238 @@
+"""The database file: who may open it, what is in it, and what SQLite's errors mean.
+
+This file knows apsw and the schema. It does not know threads, batches or event loops, and it never puts a text of
+SQLite's into an error: only the names of result codes, since a text could quote what is stored.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import apsw
+
+from ..errors import CorruptRecordError, StateTooLargeError, StoreUnavailableError, UsageError
+from ._flock import check_owned
+
+__all__ = [
+    "busy",
+    "code_name",
+    "connect",
+    "definite_commit",
+    "disconnect",
+    "identity",
+    "initialise",
+    "prepare",
+    "refusal",
+    "run",
+    "worth_splitting",
+]
+
+APPLICATION_ID = 0x4F565754  # "OVWT", so that `file` and we can tell whose database it is
+FORMAT = 1
+_COLUMNS = ["id", "key", "revision", "data"]
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE agents(id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, revision BLOB NOT NULL, data BLOB NOT NULL);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {FORMAT};
+COMMIT;
+"""
+_NAP = 0.005
+
+_connections: dict[int, apsw.Connection] = {}
+
+
+def _leak_in_child() -> None:
+    """Make the inherited connections immortal.
+
+    Closing one in a forked child could wait for ever for a mutex that a thread of the parent held, drop the
+    POSIX locks of the parent's pages, or delete a WAL that the parent writes to. Leaking them harms nobody.
+    """
+    for connection in _connections.values():
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    _connections.clear()
+
+
+os.register_at_fork(after_in_child=_leak_in_child)
+
+
+def prepare(path: str) -> None:
+    """Check the file and its folder, and create the file, for its owner only, if there is none.
+
+    The file is never opened here when it exists: closing any descriptor of it would release the POSIX locks that
+    another connection of this process holds. SQLite gives -wal and -shm the mode of the file.
+    """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder} for the store {Path(path).name}: create it first")
+    for suffix in ("-wal", "-shm", "-journal"):
+        check_owned(path + suffix)
+    if check_owned(path):
+        return
+    log = Path(f"{path}-wal")
+    if log.exists() and log.stat().st_size:
+        raise UsageError(
+            f"{path} is gone and {log}, which holds acknowledged changes of it, is not: "
+            "put the file back, or move the -wal file away to start empty"
+        )
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)  # the name is durable too before anything is acknowledged
+        finally:
+            os.close(descriptor)
+    except FileExistsError:
+        check_owned(path)  # another process was faster
+    except OSError as error:
+        raise StoreUnavailableError(
+            f"{path} can't be created ({os.strerror(error.errno or 0)}): "
+            "the store needs a folder that this process may write to, with space left"
+        ) from None
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Which file is there now. What is written to a file that lost its name is acknowledged and gone."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def connect(path: str) -> apsw.Connection:
+    """Open a connection that never waits and never checkpoints by itself."""
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW
+    connection = apsw.Connection(path, flags=flags, statementcachesize=64)
+    _connections[id(connection)] = connection
+    try:
+        connection.set_busy_timeout(0)
+        # A checkpoint, and closing the last connection is one, needs our lock between processes; see Writer.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        connection.wal_autocheckpoint(0)
+        run(connection, "PRAGMA synchronous = FULL; PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF")
+    except BaseException:
+        disconnect(connection)
+        raise
+    return connection
+
+
+def run(connection: apsw.Connection, sql: str, values: Sequence[str | bytes | None] = ()) -> apsw.Cursor:
+    return connection.execute(sql, values)  # pyright: ignore[reportUnknownMemberType]  # apsw leaves a type open
+
+
+def disconnect(connection: apsw.Connection) -> None:
+    """Close it, whatever state it is in."""
+    _connections.pop(id(connection), None)
+    try:
+        connection.close(True)
+    except apsw.Error:
+        return  # a rollback that failed on a broken disk; apsw has let go of the handle all the same
+
+
+def initialise(connection: apsw.Connection, path: str, deadline: float) -> None:
+    """Recognise our database or make an empty one ours; leave anybody else's as it is. Call it under the lock."""
+    while True:
+        try:
+            return _initialise(connection, path)
+        except (apsw.BusyError, apsw.LockedError):
+            if connection.in_transaction:
+                run(connection, "ROLLBACK")
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_NAP)
+
+
+def _initialise(connection: apsw.Connection, path: str) -> None:
+    owner = run(connection, "PRAGMA application_id").get
+    version = run(connection, "PRAGMA user_version").get
+    tables = run(connection, "SELECT count(*) FROM sqlite_schema").get
+    if owner == APPLICATION_ID and version > FORMAT:
+        raise UsageError(
+            f"{path} has format {version} and this overwinter knows format {FORMAT}: "
+            "upgrade overwinter; the file is left as it is"
+        )
+    if owner != APPLICATION_ID and (owner or version or tables):
+        raise UsageError(f"{path} is a database of another program: use another path; the file is left as it is")
+    if run(connection, "PRAGMA journal_mode = wal").get != "wal":
+        raise StoreUnavailableError(f"{path} can't use a write-ahead log: put the store on a local file system")
+    if not owner:
+        run(connection, _SCHEMA)
+    columns = [row[1] for row in run(connection, "PRAGMA table_info(agents)")]
+    if columns != _COLUMNS:
+        raise CorruptRecordError(
+            f"{path} has no table of agents of format {FORMAT}: restore a backup; it is left as it is"
+        )
+
+
+# ---------------------------------------------------------------- what errors mean
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def code_name(error: Exception) -> str:
+    """The name of the result code, such as SQLITE_IOERR_FSYNC."""
+    code = _code(error)
+    return str(
+        apsw.mapping_extended_result_codes.get(code) or apsw.mapping_result_codes.get(code) or type(error).__name__
+    )
+
+
+def _code(error: Exception) -> int:
+    code: int = getattr(error, "extendedresult", 0)  # apsw's errors that don't come from SQLite have none
+    return code
+
+
+def busy(error: apsw.Error) -> bool:
+    return isinstance(error, apsw.BusyError | apsw.LockedError)
+
+
+def worth_splitting(error: Exception) -> bool:
+    """Whether the error may be one row's, so that the others of its batch deserve a try without it."""
+    return not isinstance(
+        error,
+        apsw.BusyError | apsw.LockedError | apsw.IOError | apsw.ReadOnlyError | apsw.CantOpenError | apsw.NotADBError,
+    )
+
+
+def definite_commit(error: apsw.Error, connection: apsw.Connection) -> bool:
+    """Whether a COMMIT that failed so has certainly not happened.
+
+    A write that failed because the file could not grow left the log without its last page, which is the one that
+    makes a transaction count. After any other I/O error, a failed fsync first of all, recovery may find it whole.
+    """
+    if isinstance(
+        error, apsw.FullError | apsw.BusyError | apsw.LockedError | apsw.ReadOnlyError | apsw.ConstraintError
+    ):
+        return True
+    return _code(error) == apsw.SQLITE_IOERR_WRITE and connection.system_errno in _DISK_FULL
+
+
+def refusal(error: Exception, path: str, key: str | None = None) -> Exception:
+    """The error of ours for something that certainly did not happen."""
+    what = path if key is None else f"{path}, key {key!r}"
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        return CorruptRecordError(
+            f"the database is damaged ({code_name(error)}): {what}. Restore a backup; it is left as it is"
+        )
+    if isinstance(error, apsw.TooBigError):
+        return StateTooLargeError(f"the record is larger than SQLite can store: {what}. Keep less in one agent")
+    if isinstance(error, apsw.FullError) or _code(error) in {apsw.SQLITE_IOERR_WRITE, apsw.SQLITE_IOERR_SHMSIZE}:
+        return StoreUnavailableError(
+            f"the disk is full, a quota is used up, or it fails ({code_name(error)}): {what}. "
+            "Make space; nothing was stored, and later calls will work again"
+        )
+    if isinstance(error, apsw.ReadOnlyError | apsw.CantOpenError):
+        return StoreUnavailableError(
+            f"the file can't be opened for writing ({code_name(error)}): {what}. "
+            "See that it is there, and that this process may write to it and its folder"
+        )
+    if isinstance(error, apsw.BusyError | apsw.LockedError):
+        return StoreUnavailableError(f"another program keeps the database locked: {what}. End it, or raise timeout=")
+    name = code_name(error) if isinstance(error, apsw.Error) else type(error).__name__
+    return StoreUnavailableError(f"SQLite refused ({name}): {what}. Nothing was stored; see the system's log")

@@ -1,0 +1,13 @@
+"""Help for the tests of programs that use overwinter, and of stores of one's own. Needs no test framework.
+
+``ManualClock`` moves time, ``FaultyStore`` fails on demand, ``until`` waits for what happens in the background, and a
+subclass of ``StoreContract`` shows whether a store keeps the promises that managers rely on.
+"""
+
+from __future__ import annotations
+
+from ._clock import ManualClock, until
+from ._contract import StoreContract
+from ._faulty import FaultyStore, Gate
+
+__all__ = ["FaultyStore", "Gate", "ManualClock", "StoreContract", "until"]

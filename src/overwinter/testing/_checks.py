@@ -1,0 +1,95 @@
+"""The checks that the tests of ``StoreContract`` are made of. They know the store protocol only."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from ..errors import CorruptRecordError, RevisionConflictError
+from ..stores.base import Expect, Revision, Store, Stored
+
+__all__ = ["SOME", "contract_test", "decided", "holds", "new_revision", "not_replaced", "race", "refused"]
+
+C = TypeVar("C")
+
+SOME = "some key"
+_LIMIT = 60.0  # seconds for one test: a store that hangs fails
+
+
+def contract_test(scenario: Callable[[C], Awaitable[None]]) -> Callable[[C], None]:
+    """Make a plain test of a coroutine function, so that no plugin is needed."""
+
+    @functools.wraps(scenario)
+    def run(self: C) -> None:
+        async def limited() -> None:
+            async with asyncio.timeout(_LIMIT):
+                await scenario(self)
+
+        asyncio.run(limited())
+
+    del run.__wrapped__  # or runners would take it for the coroutine function
+    return run
+
+
+def new_revision() -> Revision:
+    return os.urandom(16)
+
+
+async def refused(operation: Awaitable[Any], what: str) -> None:
+    try:
+        await operation
+    except RevisionConflictError:
+        return
+    raise AssertionError(f"{what} must raise RevisionConflictError")
+
+
+async def not_replaced(store: Store) -> None:
+    try:
+        await store.put(SOME, b"fresh", revision=new_revision(), expected=Expect.ABSENT)
+    except (RevisionConflictError, CorruptRecordError):
+        return
+    raise AssertionError("a create must not replace damaged data")
+
+
+async def decided(store: Store, before: Stored | None, after: Stored) -> Stored:
+    """Settle a cancelled put as a manager does, by another conditional put; return what is stored then."""
+    while True:
+        found = await store.get(SOME)
+        assert found in (before, after), "a cancelled put must be whole or not at all"
+        settled = Stored(b"settled", new_revision())
+        expected = Expect.ABSENT if found is None else found.revision
+        try:
+            await store.put(SOME, settled.data, revision=settled.revision, expected=expected)
+        except RevisionConflictError:
+            assert found == before, "nobody else writes, but the revision moved"  # the cancelled one landed just now
+            before = after
+        else:
+            await holds(store, SOME, settled.data, settled.revision)
+            return settled
+
+
+async def holds(store: Store, key: str, data: bytes, revision: Revision) -> None:
+    stored = await store.get(key)
+    assert stored is not None, f"{key[:40]!r} was put and is absent"
+    assert stored.data == data, f"{key[:40]!r} holds other data than was put"
+    assert stored.revision == revision, f"{key[:40]!r} is at another revision than was put"
+    assert await store.head(key) == revision, f"head of {key[:40]!r} differs from get"
+
+
+async def race(one: Store, other: Store, key: str, base: Revision | Expect) -> Revision:
+    """Put from both over *base*; return the winner's revision."""
+    first, second = new_revision(), new_revision()
+    outcomes = await asyncio.gather(
+        one.put(key, b"one", revision=first, expected=base),
+        other.put(key, b"other", revision=second, expected=base),
+        return_exceptions=True,
+    )
+    winners = [outcome is None for outcome in outcomes]
+    assert winners.count(True) == 1, f"exactly one of two racers must win, not {outcomes!r}"
+    loser = outcomes[winners.index(False)]
+    assert isinstance(loser, RevisionConflictError), f"the loser must get RevisionConflictError, not {loser!r}"
+    await holds(one, key, *((b"one", first) if winners[0] else (b"other", second)))
+    return first if winners[0] else second

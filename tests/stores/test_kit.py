@@ -1,0 +1,171 @@
+"""The test kit that programs use: the manual clock and the store that fails on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StoreInUseError, StoreUnavailableError
+from overwinter.stores import Expect, MemoryStore
+from overwinter.testing import FaultyStore, ManualClock, until
+
+
+def new() -> bytes:
+    return os.urandom(16)
+
+
+# ---------------------------------------------------------------- the clock
+
+
+def test_timers_fire_in_order_each_at_its_time():
+    clock, fired = ManualClock(now=0), []
+    for when in (3, 1, 2, 2):
+        clock.call_at(when, lambda: fired.append(clock.monotonic()))
+    clock.advance(0.5)
+    assert (fired, clock.timers) == ([], 4)
+    clock.advance(2)
+    assert (fired, clock.monotonic()) == ([1, 2, 2], 2.5)
+    clock.advance(0.5)
+    assert (fired, clock.timers) == ([1, 2, 2, 3], 0)
+
+
+def test_a_timer_may_be_cancelled_and_may_set_another():
+    clock, fired = ManualClock(now=0), []
+    clock.call_at(1, lambda: fired.append("cancelled")).cancel()
+    clock.call_at(1, lambda: clock.call_at(2, lambda: fired.append(clock.monotonic())))
+    clock.call_at(-5, lambda: fired.append("late"))
+    clock.advance(0)
+    assert fired == ["late"]
+    clock.advance(10)
+    assert fired == ["late", 2]
+
+
+def test_both_times_move_together_and_never_back():
+    clock = ManualClock(now=5, epoch=1000)
+    clock.advance(2.5)
+    assert (clock.monotonic(), clock.time()) == (7.5, 1002.5)
+    with pytest.raises(ValueError, match="back"):
+        clock.advance(-1)
+
+
+async def test_sleepers_wake_when_their_time_has_come():
+    clock = ManualClock()
+    short, long, cancelled = (asyncio.create_task(clock.sleep(seconds)) for seconds in (1, 2, 1))
+    await until(lambda: clock.timers == 3)
+    cancelled.cancel()
+    await until(lambda: clock.timers == 2)
+    clock.advance(1)
+    await until(short.done)
+    assert not long.done()
+    clock.advance(1)
+    await long
+    await clock.sleep(0)
+
+
+async def test_until_gives_up():
+    with pytest.raises(AssertionError, match="not true within"):
+        await until(lambda: False, limit=0.01)
+
+
+# ---------------------------------------------------------------- the store that fails
+
+
+async def put(store, key="key", expected=Expect.ABSENT):
+    revision = new()
+    await store.put(key, b"x", revision=revision, expected=expected)
+    return revision
+
+
+async def test_a_fault_before_and_after_the_operation():
+    async with FaultyStore(MemoryStore()) as store:
+        store.fail("put", StoreUnavailableError("disk full"), times=2)
+        store.fail("put", OutcomeUnknownError("reset"), after=True)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailableError):
+                await put(store)
+            assert await store.get("key") is None
+        with pytest.raises(OutcomeUnknownError):
+            await put(store)
+        assert await store.get("key"), "an unknown outcome that landed"
+        with pytest.raises(RevisionConflictError):
+            await put(store)
+        assert store.calls["put"] == 4
+        assert store.log[:3] == [("open", ""), ("put", "key"), ("get", "key")]
+
+
+async def test_faults_of_one_key_and_for_ever():
+    async with FaultyStore(MemoryStore()) as store:
+        store.fail("get", lambda: StoreUnavailableError("again"), times=math.inf, key="bad")
+        for _ in range(5):
+            assert await store.get("good") is None
+            with pytest.raises(StoreUnavailableError):
+                await store.get("bad")
+        store.heal()
+        assert await store.get("bad") is None
+        with pytest.raises(ValueError, match="putt"):
+            store.fail("putt", StoreUnavailableError("a typo must not pass"))
+
+
+async def test_submitted_puts_fail_too():
+    async with FaultyStore(MemoryStore()) as store:
+        store.fail("put", StoreUnavailableError("disk full"))
+        with pytest.raises(StoreUnavailableError):
+            await store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
+        await store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
+        assert store.calls["put"] == 2
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_gate_holds_operations(after):
+    async with FaultyStore(MemoryStore()) as store:
+        gate = store.hold("put", after=after, key="held")
+        await put(store, "free")
+        held = asyncio.create_task(put(store, "held"))
+        await gate.reached()
+        assert gate.waiting == 1
+        assert (await store.get("held") is not None) == after
+        with pytest.raises(AssertionError, match="1 of 2 put"):
+            await gate.reached(2, limit=0.01)
+        gate.release()
+        await held
+        await put(store, "held", expected=await store.head("held"))
+
+
+async def test_a_held_operation_may_be_cancelled():
+    async with FaultyStore(MemoryStore()) as store:
+        gate = store.hold("put")
+        held = asyncio.create_task(put(store))
+        await gate.reached()
+        held.cancel()
+        await asyncio.gather(held, return_exceptions=True)
+        assert gate.waiting == 0
+        gate.release()
+        assert await store.get("key") is None
+
+
+async def test_claims_opening_and_the_rest_reach_the_inner_store():
+    inner = MemoryStore()
+    store = FaultyStore(inner)
+    store.fail("open", StoreUnavailableError("no disk"))
+    with pytest.raises(StoreUnavailableError):
+        await store.__aenter__()
+    async with store, FaultyStore(inner) as other:
+        await store.claim("agent", shared=False, wait=0)
+        with pytest.raises(StoreInUseError):
+            await other.claim("agent", shared=False, wait=0)
+        await store.release("agent")
+        await other.claim("agent", shared=False, wait=0)
+        revision = await put(store)
+        await other.delete("key", expected=revision)
+    assert (store.durability, store.timeout) == (inner.durability, inner.timeout)
+
+
+def test_the_kit_needs_no_test_framework():
+    code = "import sys, overwinter.testing; print({'pytest', 'hypothesis'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "set()\n"

@@ -1,0 +1,347 @@
+"""What SQLiteStore does beside the contract, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from overwinter.errors import (
+    ClosedError,
+    InvalidKeyError,
+    OutcomeUnknownError,
+    RevisionConflictError,
+    StoreInUseError,
+    StoreUnavailableError,
+    UsageError,
+)
+from overwinter.stores import Durability, Expect, MemoryStore, SQLiteStore, Stored, _sqlite_worker
+from overwinter.stores._lane import MAX_BYTES, MAX_ROWS, Job, _take
+
+
+def new() -> bytes:
+    return os.urandom(16)
+
+
+def sqlite(ask, path, script: str) -> str:
+    """Look at or change the file as another program does."""
+    code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
+    return ask(
+        code + "[print(*r) for s in sys.argv[2].split(';;') for r in c.execute(s)]; c.commit(); c.close()",
+        path,
+        script,
+        prelude="",
+    )
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def create(store, key: str, data: bytes = b"x") -> bytes:
+    revision = new()
+    await store.put(key, data, revision=revision, expected=Expect.ABSENT)
+    return revision
+
+
+# ---------------------------------------------------------------- batches
+
+
+def jobs(*keys: str, size: int = 1) -> list[Job]:
+    return [Job("put", key, None, b"x" * size) for key in keys]
+
+
+def test_a_batch_has_each_key_once_and_keeps_their_order():
+    waiting = jobs("a", "b", "a", "c", "a", "b")
+    first, second, third, rest = (_take(waiting), _take(waiting), _take(waiting), waiting)
+    assert [[job.key for job in batch] for batch in (first, second, third, rest)] == [
+        ["a", "b", "c"],
+        ["a", "b"],
+        ["a"],
+        [],
+    ]
+
+
+def test_a_batch_is_bounded_in_rows_and_bytes():
+    waiting = jobs(*(str(number) for number in range(MAX_ROWS + 1)))
+    assert (len(_take(waiting)), len(_take(waiting))) == (MAX_ROWS, 1)
+    large = jobs("a", "b", "c", size=MAX_BYTES // 2)
+    assert [len(_take(large)) for _ in range(2)] == [2, 1]
+    assert len(_take(jobs("too large for a batch", size=MAX_BYTES + 1))) == 1
+
+
+async def test_what_waits_together_commits_together(tmp_path, batches):
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        await asyncio.gather(*(create(store, f"key {number}") for number in range(MAX_ROWS)))
+        assert batches == [MAX_ROWS]
+
+
+async def test_puts_of_one_key_follow_each_other(tmp_path, batches):
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        first, second = new(), new()
+        one = store.submit("key", b"1", revision=first, expected=Expect.ABSENT)
+        other = store.submit("key", b"2", revision=second, expected=first)
+        gone = asyncio.ensure_future(store.delete("key", expected=second))
+        await asyncio.gather(one, other, gone)
+        assert batches == [1, 1, 1]
+        assert await store.get("key") is None
+
+
+async def test_a_conflict_is_its_rows_verdict_only(tmp_path, batches):
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        known = {f"old {number}": await create(store, f"old {number}") for number in range(10)}
+        del batches[:]
+        revisions = {key: new() for key in [*known, *(f"new {number}" for number in range(10))]}
+        stale = {"old 3", "old 7"}
+        futures = {
+            key: store.submit(
+                key, b"y", revision=revision, expected=new() if key in stale else known.get(key, Expect.ABSENT)
+            )
+            for key, revision in revisions.items()
+        }
+        twice = store.submit("old 0 again", b"y", revision=new(), expected=new())
+        await asyncio.gather(*futures.values(), twice, return_exceptions=True)
+        assert batches == [21]
+        assert {key for key, future in futures.items() if future.exception()} == stale
+        assert isinstance(twice.exception(), RevisionConflictError)
+        for key, revision in revisions.items():
+            assert await store.head(key) == (known[key] if key in stale else revision)
+
+
+@pytest.mark.parametrize("action", ["ABORT", "FAIL", "ROLLBACK"])
+async def test_a_row_that_sqlite_refuses_fails_alone(tmp_path, ask, batches, action):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as store:
+        sqlite(
+            ask,
+            path,
+            "CREATE TRIGGER t BEFORE INSERT ON agents WHEN new.key = 'bad' "
+            f"BEGIN SELECT RAISE({action}, 'a secret'); END",
+        )
+        futures = {
+            key: store.submit(key, b"x", revision=new(), expected=Expect.ABSENT)
+            for key in [*(str(number) for number in range(100)), "bad", *(str(number) for number in range(100, 150))]
+        }
+        await asyncio.gather(*futures.values(), return_exceptions=True)
+        assert batches == [151]
+        failed = {key: future.exception() for key, future in futures.items() if future.exception()}
+        assert list(failed) == ["bad"]
+        assert isinstance(failed["bad"], StoreUnavailableError)
+        assert "secret" not in str(failed["bad"])
+        assert "'bad'" in str(failed["bad"])
+        assert all([await store.get(key) for key in futures if key != "bad"])
+
+
+async def test_bytes_like_data_is_copied(tmp_path):
+    for store in (SQLiteStore(tmp_path / "a.db"), MemoryStore()):
+        async with store:
+            revision, data = new(), bytearray(b"before")
+            put = store.submit("key", data, revision=revision, expected=Expect.ABSENT)
+            if isinstance(store, SQLiteStore):
+                data[:] = b"after!"
+            await put
+            data[:] = b"later!"
+            assert await store.get("key") == Stored(b"before", revision)
+
+
+async def test_misused_arguments(tmp_path):
+    for store in (SQLiteStore(tmp_path / "a.db"), MemoryStore()):
+        async with store:
+            with pytest.raises(UsageError, match="only for deleting"):
+                await store.put("key", b"x", revision=new(), expected=Expect.ANY)
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        with pytest.raises(InvalidKeyError):
+            await store.get("lone \ud800")
+        with pytest.raises(InvalidKeyError):
+            await create(store, "lone \ud800")
+
+
+def test_durability_is_declared():
+    assert (SQLiteStore.durability, MemoryStore.durability) == (Durability.HOST, Durability.NONE)
+
+
+# ---------------------------------------------------------------- loops, threads, the end
+
+
+async def test_a_closed_store_says_so_and_opens_again(tmp_path):
+    store = SQLiteStore(tmp_path / "a.db")
+    for _ in range(2):
+        with pytest.raises(ClosedError):
+            store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
+        async with store:
+            assert isinstance(await store.get("key"), Stored | None)
+
+
+async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
+    threads, descriptors = threading.active_count(), open_files()
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        await store.claim("agent", shared=False, wait=0)
+        await create(store, "key")
+        await store.get("key")
+        assert threading.active_count() == threads + 2
+    assert (threading.active_count(), open_files()) == (threads, descriptors)
+
+
+async def test_closing_does_what_was_begun(tmp_path):
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        futures = [
+            store.submit(f"key {number}", b"x", revision=new(), expected=Expect.ABSENT) for number in range(1000)
+        ]
+        get = asyncio.ensure_future(store.get("key 0"))
+        await asyncio.sleep(0)
+    assert all(future.done() and not future.exception() for future in futures)
+    assert get.done()
+
+
+async def test_a_cancelled_caller_does_not_take_its_batch_along(tmp_path, batches):
+    trouble = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: trouble.append(context["message"]))
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        refused = await create(store, "there")
+        futures = [store.submit(f"key {number}", b"x", revision=new(), expected=Expect.ABSENT) for number in range(9)]
+        futures.insert(4, store.submit("there", b"x", revision=new(), expected=Expect.ABSENT))
+        await asyncio.sleep(0)  # they are on their way
+        futures[4].cancel()
+        futures[2].cancel()
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        assert [outcome is None for outcome in outcomes] == [number not in {2, 4} for number in range(10)]
+        assert await store.get("key 2"), "what was begun is done"
+        assert await store.head("there") == refused
+    assert (batches, trouble) == ([1, 10], [])
+
+
+def test_another_loop_is_refused(tmp_path):
+    store = SQLiteStore(tmp_path / "a.db")
+
+    async def elsewhere():
+        with pytest.raises(UsageError, match="another event loop"):
+            await store.get("key")
+
+    async def main():
+        async with store:
+            await asyncio.to_thread(asyncio.run, elsewhere())
+            await create(store, "key")
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_ended_before_the_store_harms_nobody(tmp_path):
+    async def main():
+        store = SQLiteStore(tmp_path / "a.db")
+        await store.__aenter__()
+        store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
+        await asyncio.sleep(0)
+        return store
+
+    threads = set(threading.enumerate())
+    store = asyncio.run(main())
+    with pytest.warns(ResourceWarning, match="was not closed"):  # noqa: PT031
+        del store
+        gc.collect()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+async def test_an_open_that_is_cancelled_leaves_nothing(tmp_path):
+    threads = set(threading.enumerate())
+    for passes in range(12):
+        store = SQLiteStore(tmp_path / f"{passes}.db")
+        opening = asyncio.create_task(store.__aenter__())
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        opening.cancel()
+        if isinstance((await asyncio.gather(opening, return_exceptions=True))[0], SQLiteStore):
+            await store.__aexit__()
+        async with store:
+            await create(store, "key")
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+async def test_a_disk_that_hangs_is_unknown_to_a_put_and_unavailable_to_a_get(tmp_path, monkeypatch):
+    stuck = threading.Event()
+    for worker in (_sqlite_worker.Writer, _sqlite_worker.Reader):
+        work = worker.work
+        monkeypatch.setattr(worker, "work", lambda self, batch, work=work: (stuck.wait(20), work(self, batch)))
+    async with SQLiteStore(tmp_path / "a.db", timeout=0.05) as store:
+        with pytest.raises(OutcomeUnknownError, match="did not answer"):
+            await create(store, "key")
+        with pytest.raises(StoreUnavailableError, match="did not answer"):
+            await store.get("key")
+        stuck.set()
+        assert await store.get("key") is None or await store.get("key")
+
+
+async def test_a_bug_of_ours_is_told_and_the_thread_lives_on(tmp_path, monkeypatch):
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(_sqlite_worker.Writer, "_transact", lambda self, batch: 1 / 0)
+            with pytest.raises(OutcomeUnknownError, match="ZeroDivisionError"):
+                await create(store, "key")
+        await create(store, "key")
+
+
+# ---------------------------------------------------------------- claims
+
+
+async def test_a_claim_is_exclusive_in_a_process_too(tmp_path):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as one, SQLiteStore(path) as other:
+        await one.claim("agent", shared=False, wait=0)
+        with pytest.raises(StoreInUseError, match="share that manager"):
+            await one.claim("agent", shared=False, wait=0)
+        for shared in (False, True):
+            with pytest.raises(StoreInUseError) as caught:
+                await other.claim("agent", shared=shared, wait=0)
+        message = str(caught.value)
+        for word in (
+            "'agent'",
+            str(path),
+            f"process {os.getpid()} on {socket.gethostname()}",
+            "since 20",
+            "shared=True",
+        ):
+            assert word in message
+        await other.claim("another agent", shared=False, wait=0)
+        await one.release("agent")
+        await one.release("agent")
+        await other.claim("agent", shared=False, wait=0)
+
+
+async def test_a_claim_may_be_shared(tmp_path):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as one, SQLiteStore(path) as other, SQLiteStore(path) as third:
+        await one.claim("agent", shared=True, wait=0)
+        await other.claim("agent", shared=True, wait=0)
+        with pytest.raises(StoreInUseError, match="shared=True"):
+            await third.claim("agent", shared=False, wait=0)
+
+
+async def test_a_claim_waits_and_can_be_cancelled(tmp_path):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as one, SQLiteStore(path) as other:
+        await one.claim("agent", shared=False, wait=0)
+        waiting = asyncio.create_task(other.claim("agent", shared=False, wait=60))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert waiting.cancelled()
+        waiting = asyncio.create_task(other.claim("agent", shared=False, wait=60))
+        await asyncio.sleep(0)
+        await one.release("agent")
+        await waiting
+
+
+async def test_closing_releases_claims(tmp_path):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as one:
+        await one.claim("agent", shared=False, wait=0)
+    async with SQLiteStore(path) as other:
+        await other.claim("agent", shared=False, wait=0)

@@ -1,0 +1,225 @@
+"""The file of a SQLiteStore: what is refused, what is left alone, and URLs that name it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from overwinter.errors import (
+    ClosedError,
+    CorruptRecordError,
+    StoreUnavailableError,
+    UsageError,
+)
+from overwinter.stores import Expect, MemoryStore, SQLiteStore, from_url
+
+
+def new() -> bytes:
+    return os.urandom(16)
+
+
+def sqlite(ask, path, script: str) -> str:
+    """Look at or change the file as another program does."""
+    code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
+    return ask(
+        code + "[print(*r) for s in sys.argv[2].split(';;') for r in c.execute(s)]; c.commit(); c.close()",
+        path,
+        script,
+        prelude="",
+    )
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def create(store, key: str, data: bytes = b"x") -> bytes:
+    revision = new()
+    await store.put(key, data, revision=revision, expected=Expect.ABSENT)
+    return revision
+
+
+# ---------------------------------------------------------------- the file
+
+
+async def test_all_files_are_for_their_owner_only(tmp_path):
+    umask = os.umask(0)
+    try:
+        async with SQLiteStore(tmp_path / "a.db") as store:
+            await store.claim("agent", shared=False, wait=0)
+            await create(store, "key")
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(umask)
+    assert set(modes.values()) == {0o600}
+    assert {name.partition("-")[2][:5] for name in modes} == {"", "wal", "shm", "lock", "turns", "owner"}
+
+
+async def test_another_program_can_read_it(tmp_path, ask):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as store:
+        revision = await create(store, "ключ", b"\x00data")
+        look = "SELECT key, hex(revision), hex(data) FROM agents;;PRAGMA integrity_check;;PRAGMA journal_mode"
+        lines = sqlite(ask, path, look).splitlines()
+    assert lines == [f"ключ {revision.hex().upper()} 0064617461", "ok", "wal"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.db", "a.db-lock", "a.db-turnstile"]
+    assert sqlite(ask, path, look).splitlines() == lines
+
+
+@pytest.mark.parametrize("path", ["", ":memory:", "a\0b"])
+def test_a_path_that_is_none(path):
+    with pytest.raises(UsageError):
+        SQLiteStore(path)
+
+
+def test_a_path_of_a_wrong_type():
+    with pytest.raises(TypeError):
+        SQLiteStore(b"bytes.db")
+    with pytest.raises(TypeError):
+        SQLiteStore(3)
+    with pytest.raises(ValueError, match="timeout"):
+        SQLiteStore("a.db", timeout=0)
+
+
+async def refused(store, error, words) -> None:
+    threads, descriptors = threading.active_count(), open_files()
+    with pytest.raises(error, match=words):
+        await store.__aenter__()
+    assert (threading.active_count(), open_files()) == (threads, descriptors), "something is left"
+    with pytest.raises(ClosedError):
+        await store.get("key")
+
+
+async def test_a_folder_is_no_file(tmp_path):
+    await refused(SQLiteStore(tmp_path), UsageError, "no plain file: pass the path of a file, such as .*agents.db")
+
+
+async def test_a_missing_folder(tmp_path):
+    await refused(SQLiteStore(tmp_path / "no" / "a.db"), UsageError, "no folder .* create it first")
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-lock", "-turnstile"])
+async def test_a_symlink_is_refused(tmp_path, suffix):
+    (tmp_path / "target").touch()
+    (tmp_path / f"a.db{suffix}").symlink_to(tmp_path / "target")
+    await refused(SQLiteStore(tmp_path / "a.db"), UsageError, "symbolic link")
+    assert (tmp_path / "target").read_bytes() == b""
+
+
+async def test_a_folder_behind_a_symlink_is_fine(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    store = SQLiteStore(tmp_path / "link" / "a.db")
+    assert store.path == str(tmp_path / "real" / "a.db")
+    async with store:
+        await create(store, "key")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("suffix", ["", "-wal", "-lock"])
+async def test_a_file_of_somebody_else_is_refused(tmp_path, suffix):
+    file = tmp_path / f"a.db{suffix}"
+    file.touch()
+    os.chown(file, 65534, 65534)
+    await refused(SQLiteStore(tmp_path / "a.db"), UsageError, "belongs to user 65534 .* run as its owner")
+
+
+async def test_a_database_of_another_program_is_left_alone(tmp_path, ask):
+    path = tmp_path / "a.db"
+    sqlite(ask, path, "CREATE TABLE theirs(x)")
+    before = path.read_bytes()
+    await refused(SQLiteStore(path), UsageError, "another program")
+    assert path.read_bytes() == before
+
+
+async def test_a_newer_format_is_left_alone(tmp_path, ask):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path):
+        pass
+    sqlite(ask, path, "PRAGMA user_version = 2")
+    before = path.read_bytes()
+    await refused(SQLiteStore(path), UsageError, "format 2 .* upgrade overwinter")
+    assert path.read_bytes() == before
+
+
+async def test_what_is_no_database_is_corrupt(tmp_path):
+    path = tmp_path / "a.db"
+    path.write_bytes(b"not a database " * 1000)
+    await refused(SQLiteStore(path), CorruptRecordError, "damaged .*NOTADB")
+    assert path.read_bytes() == b"not a database " * 1000
+
+
+async def test_our_database_without_its_table_is_corrupt(tmp_path, ask):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path):
+        pass
+    sqlite(ask, path, "DROP TABLE agents")
+    await refused(SQLiteStore(path), CorruptRecordError, "no table of agents")
+
+
+async def test_a_log_without_its_database_is_kept(tmp_path):
+    (tmp_path / "a.db-wal").write_bytes(b"acknowledged changes")
+    await refused(SQLiteStore(tmp_path / "a.db"), UsageError, "a.db is gone and .*a.db-wal.* is not")
+    assert (tmp_path / "a.db-wal").read_bytes() == b"acknowledged changes"
+
+
+async def test_a_file_that_was_replaced_takes_no_more_puts(tmp_path):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as store:
+        await create(store, "before")
+        path.rename(tmp_path / "moved.db")
+        with pytest.raises(StoreUnavailableError, match="moved or replaced"):
+            await create(store, "lost")
+        (tmp_path / "moved.db").rename(path)
+        await create(store, "after")
+
+
+async def test_damaged_pages_are_not_absent(tmp_path):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as store:
+        for number in range(200):
+            await create(store, f"key {number}", b"x" * 300)
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\xa5" * (len(data) - 4096)
+    path.write_bytes(data)
+    async with SQLiteStore(path) as store:
+        for number in range(0, 200, 17):
+            with pytest.raises(CorruptRecordError, match="damaged"):
+                await store.get(f"key {number}")
+            with pytest.raises(CorruptRecordError):
+                await create(store, f"key {number}")
+
+
+# ---------------------------------------------------------------- URLs
+
+
+def test_from_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert from_url("sqlite:///app.db").path == str(tmp_path.resolve() / "app.db")
+    assert from_url("sqlite:////srv/with%20space/app.db").path == "/srv/with space/app.db"
+    assert isinstance(from_url("memory://"), MemoryStore)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "",
+            "app.db",
+            "redis://user:secret@host/0",
+            "sqlite://secret@host/app.db",
+            "sqlite:///",
+            "sqlite:///a?key=secret",
+        ),
+        *("sqlite:app.db", "secret:secret@://x", "memory://secret", "sqlite:///:memory:"),
+    ],
+)
+def test_a_url_that_is_none_lists_those_that_are(url):
+    with pytest.raises(UsageError) as caught:
+        from_url(url)
+    assert "secret" not in str(caught.value)
+    assert any(word in str(caught.value) for word in ("sqlite:///", "memory://", "MemoryStore"))
