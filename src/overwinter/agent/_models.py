@@ -1,0 +1,117 @@
+"""Pydantic models as plain data and back.
+
+Pydantic is never imported here: whoever has a model has imported it. Does not know agents, records or codecs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any, cast, get_args
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+__all__ = [
+    "dec_hook",
+    "enc_hook",
+    "is_model",
+    "model_problem",
+    "model_shape",
+    "safe_text",
+    "thaw_hook",
+]
+
+
+_known: WeakKeyDictionary[type, bool] = WeakKeyDictionary()  # pydantic's metaclass makes hasattr slow: 1 µs a time
+
+
+def is_model(cls: Any) -> bool:
+    """Whether *cls* is a class of pydantic's (version 2) ``BaseModel``."""
+    if not isinstance(cls, type):
+        return False
+    found = _known.get(cls)
+    if found is None:
+        found = _known[cls] = hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_validate_json")
+    return found
+
+
+def model_problem(cls: Any) -> str | None:
+    """Say why models of this class can't be kept, if they can't."""
+    if "by_name" not in inspect.signature(cls.model_validate_json).parameters:
+        return "keeping pydantic models takes pydantic 2.11 or newer"
+    hidden = sorted(name for name, field in cls.model_fields.items() if field.exclude)
+    if hidden:
+        return f"its field {hidden[0]} is declared exclude=True, so it would be lost: keep it, or make it a private attribute"
+    return None
+
+
+def enc_hook(value: Any) -> Any:
+    """Turn a model into JSON-like data, by field names."""
+    if not is_model(type(value)):
+        raise TypeError(f"objects of type {type(value).__name__} can't be stored")
+    return value.model_dump(mode="json", round_trip=True, by_alias=False, warnings=False)
+
+
+def dec_hook(cls: type[Any], data: Any) -> Any:
+    """Make a model of what came from outside, by its aliases or its field names."""
+    if not is_model(cls):
+        raise NotImplementedError(f"nothing converts to {cls.__name__}")
+    if isinstance(data, cls):
+        return data
+    return cast("Any", cls).model_validate_json(msgspec.json.encode(data, enc_hook=enc_hook), by_name=True)
+
+
+def thaw_hook(cls: type[Any], data: Any) -> Any:
+    """Make a model of what ``enc_hook`` made of one. JSON mode lets strict models take their own dates and sets."""
+    if not is_model(cls):
+        raise NotImplementedError(f"nothing converts to {cls.__name__}")
+    try:
+        return cast("Any", cls).model_validate_json(msgspec.json.encode(data), by_alias=False, by_name=True)
+    except ValueError as error:
+        raise ValueError(_model_text(cls, error)) from None
+
+
+def _model_text(cls: Any, error: ValueError) -> str:
+    # str(error) quotes the data, and so may the place inside a dict: name the model, its field and the kind of error
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return f"Expected `{cls.__name__}` that its validators accept"
+    first = errors(include_url=False, include_context=False, include_input=False)[0]
+    field = next((f".{place}" for place in first["loc"][:1] if place in cls.model_fields), "")
+    return f"Expected `{cls.__name__}` that its validators accept ({first['type']} at {cls.__name__}{field})"
+
+
+_SAFE = ("Expected `", "Object missing required field `")
+_PLACE = re.compile(r" - at `[^`]*`$")
+
+
+def safe_text(error: Exception) -> str:
+    """Return what a decoder's error says, without the parts of the data that it may quote."""
+    text = str(error)
+    if isinstance(error, msgspec.ValidationError) and text.startswith(_SAFE) and error.__cause__ is None:
+        return text
+    if isinstance(error.__cause__, ValueError) and text.startswith(_SAFE) and "validators accept" in text:
+        return text
+    place = _PLACE.search(text) if isinstance(error, msgspec.ValidationError) else None
+    return f"{type(error.__cause__ or error).__name__}{place.group() if place else ''}"
+
+
+def model_shape(cls: Any, seen: set[Any]) -> str:
+    """The fields of a model and of the models in them, for the fingerprint."""
+    if cls in seen:
+        return str(cls.__name__)
+    seen.add(cls)
+    fields = sorted(cls.model_fields.items())
+    inner = ",".join(
+        f"{name}{'' if field.is_required() else '?'}:{_hint(field.annotation, seen)}" for name, field in fields
+    )
+    return f"{cls.__name__}({inner})"
+
+
+def _hint(annotation: Any, seen: set[Any]) -> str:
+    if is_model(annotation):
+        return model_shape(annotation, seen)
+    name = getattr(annotation, "__name__", None) or re.sub(r"[\w.]*\.", "", str(annotation)).split("[")[0]
+    arguments = get_args(annotation)
+    return f"{name}[{','.join(_hint(argument, seen) for argument in arguments)}]" if arguments else str(name)

@@ -1,0 +1,234 @@
+"""The codec of what has named fields: Structs, dataclasses, attrs classes, named tuples and TypedDicts.
+
+It writes what msgspec would write for them, and reads them field by field where msgspec refuses one of the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ..errors import AgentStateError
+from ._codec import Bodied, Codec, Source, misfit, too_deep
+from ._leaves import Scalar
+
+__all__ = ["Field", "RecordCodec", "fields_of", "record_kind"]
+
+Bytes = bytes | msgspec.Raw
+_fields: Callable[[Bytes], dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_items: Callable[[Bytes], list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_MISSING = object()
+
+
+class Field(NamedTuple):
+    """One field of a record: what it is called in Python, on the wire and in ``__init__``."""
+
+    name: str
+    wire: str
+    init: str | None
+    required: bool
+    codec: Codec
+
+
+def record_kind(cls: Any) -> str | None:
+    """What sort of class with fields *cls* is, if it is one."""
+    if not isinstance(cls, type):
+        return None
+    if issubclass(cls, msgspec.Struct):
+        return "struct"
+    if issubclass(cls, dict) and hasattr(cls, "__total__"):
+        return "typeddict"
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return "namedtuple"
+    if dataclasses.is_dataclass(cls):
+        return "dataclass"
+    return "attrs" if hasattr(cls, "__attrs_attrs__") else None
+
+
+def fields_of(cls: Any, kind: str) -> list[tuple[str, str, str | None, bool]]:
+    """Name, wire name, ``__init__`` name and requiredness of each field."""
+    if kind == "struct":
+        names, defaults = cls.__struct_fields__, cls.__struct_defaults__
+        first = len(names) - len(defaults)
+        required = [n < first or defaults[n - first] is msgspec.NODEFAULT for n in range(len(names))]
+        return list(zip(names, cls.__struct_encode_fields__, names, required, strict=True))
+    if kind == "typeddict":
+        return [(name, name, name, name in cls.__required_keys__) for name in cls.__annotations__]
+    if kind == "namedtuple":
+        return [(name, name, name, name not in cls._field_defaults) for name in cls._fields]
+    if kind == "dataclass":
+        none = dataclasses.MISSING
+        return [
+            (f.name, f.name, f.name if f.init else None, f.default is none and f.default_factory is none)
+            for f in dataclasses.fields(cls)
+        ]
+    nothing = sys.modules["attr"].NOTHING  # whoever has an attrs class has imported attrs
+    return [(a.name, a.name, a.alias if a.init else None, a.default is nothing) for a in cls.__attrs_attrs__]
+
+
+def _runs_code(cls: Any, kind: str) -> bool:
+    """Whether making an instance runs the class's own code, so that only reading it back tells what comes out."""
+    if kind == "attrs":
+        hooks = ("__attrs_pre_init__", "__attrs_post_init__")
+        return any(hasattr(cls, hook) for hook in hooks) or any(a.validator or a.converter for a in cls.__attrs_attrs__)
+    return hasattr(cls, "__post_init__")
+
+
+class RecordCodec(Bodied):
+    """A class with fields; the agent itself is one, whose other attributes are transient."""
+
+    def __init__(self, annotation: Any, cls: Any, kind: str, *, agent: bool = False) -> None:
+        super().__init__(annotation, cls.__name__)
+        self.cls, self.kind, self._agent = cls, kind, agent
+        self.fields: list[Field] = []
+        self._config = getattr(cls, "__struct_config__", None)
+        self._array = kind == "namedtuple" or bool(self._config and self._config.array_like)
+        self.gates, self.wires = (
+            (dict,) if kind == "typeddict" else (cls,),
+            frozenset({"array" if self._array else "map"}),
+        )
+        # msgspec leaves out what attrs classes call with a leading underscore
+        self.own_load = self.own_dump = not (
+            kind == "attrs" and any(a.name.startswith("_") for a in cls.__attrs_attrs__)
+        )
+        self.own_exact = not _runs_code(cls, kind)
+
+    def fill(self, codecs: dict[str, Codec], marks: Mapping[str, bool] = MappingProxyType({})) -> None:
+        """Give it its fields' codecs, which may lead back to it, and what their annotations say of being required.
+
+        A TypedDict doesn't see ``NotRequired`` where its annotations were strings.
+        """
+        self.fields = [
+            Field(name, wire, init, marks.get(name, required), codecs[name])
+            for name, wire, init, required in fields_of(self.cls, self.kind)
+        ]
+        self.parts = tuple(field.codec for field in self.fields)
+
+    def settle(self, where: str) -> None:
+        if self.kind == "dataclass" and any(
+            f._field_type.name == "_FIELD_INITVAR" for f in self.cls.__dataclass_fields__.values()
+        ):
+            raise TypeError(
+                f"{where}: dataclass {self.label} has an InitVar, which is not kept: make it a field, or use a factory method"
+            )
+        if not self.plain_load and self._array and self.kind == "struct":
+            raise TypeError(
+                f"{where}: Struct {self.label} is array_like and holds a union that needs tags: leave array_like out"
+            )
+
+    # ------------------------------------------------------------ check
+
+    def inline(self, source: Source, var: str, pad: int, depth: int) -> None:
+        source.level(depth)
+        source.line(pad, f"if {self._type_test(source, var)}: return False")
+        if self.kind == "typeddict":
+            return self._inline_items(source, var, pad, depth)
+        simple = [f for f in self.fields if type(f.codec) is Scalar and " or " not in f.codec.test(source, "", depth)]
+        if simple:
+            tests = " or ".join(f.codec.test(source, f"{var}.{f.name}", depth) or "" for f in simple)
+            source.line(pad, f"if {tests}: return False")
+        for field in self.fields:
+            if field not in simple:
+                value = source.name()
+                source.line(pad, f"{value} = {var}.{field.name}")
+                field.codec.emit(source, value, pad, depth + 1)
+        return None
+
+    def _type_test(self, source: Source, var: str) -> str:
+        if self.kind == "typeddict":
+            names = source.bind(frozenset(field.name for field in self.fields))
+            count = f" or len({var}) != {len(self.fields)}" if all(field.required for field in self.fields) else ""
+            return f"type({var}) is not dict{count} or not {names}.issuperset({var})"
+        test = f"type({var}) is not {source.bind(self.cls)}"
+        if self._agent or not self.cls.__dictoffset__:
+            return test
+        return f"{test} or len({var}.__dict__) != {0 if self.kind in ('struct', 'namedtuple') else len(self.fields)}"
+
+    def _inline_items(self, source: Source, var: str, pad: int, depth: int) -> None:
+        key = source.name()
+        source.line(pad, f"for {key} in {var}:")
+        source.line(pad + 1, f"if type({key}) is not str: return False")
+        for field in self.fields:
+            value = source.name()
+            source.line(pad, f"{value} = {var}.get({field.name!r}, {source.bind(_MISSING)})")
+            if field.required:
+                source.line(pad, f"if {value} is {source.bind(_MISSING)}: return False")
+                field.codec.emit(source, value, pad, depth + 1)
+            else:
+                source.line(pad, f"if {value} is not {source.bind(_MISSING)}:")
+                field.codec.emit(source, value, pad + 1, depth + 1)
+
+    def explain(self, value: Any, path: str, room: int) -> None:
+        if type(value) not in self.gates:
+            raise misfit(path, self.label, value, self.gates)
+        if room < 1:
+            raise too_deep(path)
+        self._explain_extras(value, path)
+        for field in self.fields:
+            item = value.get(field.name, _MISSING) if self.kind == "typeddict" else getattr(value, field.name, _MISSING)
+            if item is not _MISSING:
+                field.codec.explain(item, f"{path}.{field.name}", room - 1)
+            elif field.required or self.kind != "typeddict":
+                raise AgentStateError(f"{path}.{field.name}: missing: {self.label} declares it, so give it a value")
+
+    def _explain_extras(self, value: Any, path: str) -> None:
+        names = {field.name for field in self.fields}
+        if self.kind == "typeddict":
+            if any(type(key) is not str for key in value):
+                raise AgentStateError(f"{path}: a key of {self.label} is no plain str: use the keys that it declares")
+            extras = value.keys() - names
+        else:
+            given: dict[str, Any] = {} if self._agent else getattr(value, "__dict__", {})
+            extras = {
+                name
+                for name in given.keys() - names
+                if name != "__orig_class__" and not isinstance(getattr(self.cls, name, None), cached_property)
+            }
+        if extras:
+            raise AgentStateError(
+                f"{path}: holds {len(extras)} more than {self.label} declares, which would be lost: declare it as a field, or don't set it"
+            )
+
+    # ------------------------------------------------------------ wire
+
+    def to_wire(self, value: Any) -> Any:
+        if self.kind == "typeddict":
+            return {field.name: field.codec.dump(value[field.name]) for field in self.fields if field.name in value}
+        tag = [] if self._config is None or self._config.tag is None else [self._config.tag]
+        items = [field.codec.dump(getattr(value, field.name)) for field in self.fields]
+        if self._array:
+            return [*tag, *items]
+        body = {field.wire: item for field, item in zip(self.fields, items, strict=True)}
+        return {self._config.tag_field: tag[0], **body} if self._config is not None and tag else body
+
+    def from_wire(self, raw: Bytes) -> Any:
+        if self.kind == "namedtuple":
+            return self._make({f.name: f.codec.decode(item) for f, item in zip(self.fields, _items(raw), strict=False)})
+        raws = _fields(raw)
+        return self._make({f.name: f.codec.decode(raws[f.wire]) for f in self.fields if f.wire in raws})
+
+    def _make(self, values: dict[str, Any]) -> Any:
+        for field in self.fields:
+            if field.required and field.name not in values:
+                raise msgspec.ValidationError(f"Object missing required field `{field.name}`")
+        if self.kind == "typeddict":
+            return values
+        made = self.cls(**{f.init: values[f.name] for f in self.fields if f.init is not None and f.name in values})
+        for field in self.fields:
+            if field.init is None and field.name in values:
+                object.__setattr__(made, field.name, values[field.name])
+        return made
+
+    def shape(self, seen: set[Any]) -> str:
+        if self.annotation in seen:
+            return self.label
+        seen.add(self.annotation)
+        fields = (f"{f.wire}{'' if f.required else '?'}:{f.codec.shape(seen)}" for f in sorted(self.fields))
+        tag = f"#{self._config.tag}" if self._config is not None and self._config.tag is not None else ""
+        return f"{self.label}{tag}{'[' if self._array else '('}{','.join(fields)})"

@@ -1,0 +1,350 @@
+"""An agent's state as bytes and back: what goes in comes back equal in value and type, or is refused.
+
+Knows one agent class, its version and its upcasts. Does not know records, stores or who calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+
+from ..errors import AgentStateError, CorruptRecordError, MigrationError, MissingInitialError, NewerRecordError
+from ._codec import LIMIT, encode_plain, reach, too_deep
+from ._compare import difference, levels
+from ._fields import UnresolvedAnnotation, agent_codec
+from ._leaves import AnyCodec, ModelCodec
+from ._models import enc_hook, safe_text
+from ._records import RecordCodec, fields_of
+from ._upcasts import collect_upcasts, is_upcast, upcast
+
+__all__ = ["Schema", "UnresolvedAnnotation", "collect_upcasts", "is_upcast", "upcast"]
+
+A = TypeVar("A", bound=msgspec.Struct)
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_untyped: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
+_raw_fields: Callable[[bytes], dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
+_dumped = AnyCodec(
+    keys=frozenset({str, int, bytes}),
+    advice="dump() returns JSON values and bytes: lists for tuples and sets, text for dates",
+)
+
+
+class Schema(Generic[A]):
+    """How the agents of one class are written and read.
+
+    Raises:
+        TypeError: a field's type can't be kept, or the upcasts have a gap.
+        UnresolvedAnnotation: an annotation names what is not defined, perhaps not yet.
+    """
+
+    def __init__(
+        self, cls: type[A], *, name: str, version: int = 1, aliases: tuple[str, ...] = (), custom: bool = False
+    ) -> None:
+        self.cls, self.name, self.version, self.aliases, self.custom = cls, name, version, aliases, custom
+        self._fields = fields_of(cls, "struct")
+        self._names = frozenset(field[0] for field in self._fields)
+        self.required = tuple(field[0] for field in self._fields if field[3])
+        self._upcasts = {} if custom else collect_upcasts(cls, version)
+        if not custom:
+            _ = self._codec
+
+    @cached_property
+    def _codec(self) -> RecordCodec:  # only where it is needed: a class with a format of its own may hold anything
+        codec = agent_codec(self.cls)
+        if codec.plain_load:
+            try:
+                _ = codec.native
+            except TypeError as error:
+                raise TypeError(f"agent class {self.cls.__name__}: its fields can't be kept: {error}") from None
+        _ = codec.ok
+        return codec
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """Eight bytes that change when the fields or their types do."""
+        told = "dump and load" if self.custom else self._codec.shape(set()).partition("(")[2]
+        return hashlib.blake2b(told.encode(errors="surrogatepass"), digest_size=8).digest()
+
+    @cached_property
+    def ordered(self) -> bool:
+        """Whether equal states always have equal bytes. Not so for sets in pydantic models."""
+        return self.custom or self._codec.ordered
+
+    @cached_property
+    def _exact(self) -> bool:
+        return self._codec.exact
+
+    @cached_property
+    def _has_models(self) -> bool:
+        return any(isinstance(part, ModelCodec) for part in reach(self._codec))
+
+    # ------------------------------------------------------------ to bytes
+
+    def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING) -> bytes:
+        """Check the state and return it as MessagePack, with *extras* beside the fields.
+
+        Raises:
+            AgentStateError: it is not what the class declares, or would not come back equal.
+        """
+        if self.custom:
+            return self._encode_dump(agent)
+        codec = self._codec
+        plain = False
+        try:
+            plain = codec.ok(agent, LIMIT)
+            if not plain:
+                codec.explain(agent, self.name, LIMIT)
+            body = self._write(agent, extras)
+            if self._has_models and levels(_untyped(body)) > LIMIT:
+                raise too_deep(self.name)
+        except AgentStateError:
+            raise
+        except RecursionError:
+            raise too_deep(self.name) from None
+        except Exception as error:  # noqa: BLE001  # whatever refuses a value says so with the value; we say where
+            raise self._unwritable(agent, error) from None
+        if not self._exact:
+            self._compare(agent, body)
+        # an int where a float is declared comes back as the float: the bytes are those of what comes back
+        return body if plain else self._write(self.copy(body), extras)
+
+    def _write(self, agent: A, extras: Mapping[str, Any]) -> bytes:
+        codec = self._codec
+        if not codec.plain_dump:
+            return encode_plain({**codec.to_wire(agent), **extras})
+        if not extras:
+            return encode_plain(agent)
+        return encode_plain({**{name: getattr(agent, name) for name in agent.__struct_fields__}, **extras})
+
+    def _unwritable(self, agent: A, error: Exception) -> AgentStateError:
+        try:
+            self._codec.explain(agent, self.name, LIMIT)
+        except AgentStateError as found:
+            return found
+        for name, _, _, _ in self._fields:
+            try:
+                encode_plain(getattr(agent, name))
+            except Exception as found:  # noqa: BLE001  # as in encode
+                if type(found) is type(error):
+                    return AgentStateError(f"{self.name}.{name}: can't be written ({type(error).__name__}): {_KINDS}")
+        return AgentStateError(f"{self.name}: its state can't be written ({type(error).__name__}): {_KINDS}")
+
+    def _compare(self, agent: A, body: bytes) -> None:
+        try:
+            back = self.copy(body)
+        except Exception as error:  # noqa: BLE001  # validators are the user's: whatever they raise, it doesn't come back
+            text = safe_text(error)
+            raise AgentStateError(
+                f"{self.name}: its state would not come back from the store: {text}: {_KINDS}"
+            ) from None
+        for name, _, _, _ in self._fields:
+            place = difference(getattr(agent, name), getattr(back, name))
+            if place is not None:
+                raise AgentStateError(
+                    f"{self.name}.{name}{place}: would not come back from the store as it is: {_KINDS}"
+                )
+
+    def _encode_dump(self, agent: A) -> bytes:
+        data = cast("Any", agent).dump()
+        path = f"{self.name}.dump()"
+        try:
+            _dumped.check(data, path)
+            return encode_plain(data)
+        except (OverflowError, UnicodeEncodeError):
+            _dumped.explain(data, path, LIMIT)
+            raise
+        except RecursionError:
+            raise too_deep(path) from None
+
+    def dump_plain(self, agent: A) -> dict[str, Any]:
+        """The fields as JSON values and bytes: what ``Agent.dump`` returns."""
+        wire = agent if self._codec.plain_dump else self._codec.to_wire(agent)
+        plain = msgspec.to_builtins(wire, builtin_types=(bytes, bytearray), enc_hook=enc_hook)
+        return cast("dict[str, Any]", _untyped(encode_plain(plain)))
+
+    def load_plain(self, data: Any, version: int) -> A:
+        """Make an agent of what ``dump_plain`` returned; what it was in another *version* is the caller's business."""
+        try:
+            return cast(A, self._codec.decode(encode_plain(data)))
+        except Exception as error:  # noqa: BLE001  # validators are the user's
+            raise MigrationError(
+                f"{self.name}: data of version {version} does not fit the class: {safe_text(error)}"
+            ) from None
+
+    # ------------------------------------------------------------ from bytes
+
+    def decode(
+        self, body: bytes, *, version: int, fingerprint: bytes, has_extras: bool, key: str
+    ) -> tuple[A, dict[str, Any]]:
+        """The agent of a record and what the record holds besides.
+
+        Raises:
+            CorruptRecordError: the bytes are not what this very class wrote.
+            NewerRecordError: a newer version of the class wrote them.
+            MigrationError: they are of a former version or shape, and do not become one of this class.
+        """
+        where = f"{self.name} {key!r}"
+        if version > self.version:
+            raise NewerRecordError(
+                f"{where}: the record is of version {version}, this class of version {self.version}: deploy the newer class"
+            )
+        if self.custom:
+            return self._load(body, version, where), {}
+        same = version == self.version and fingerprint == self.fingerprint
+        if version < self.version:
+            body = self._upcast(body, version, where)
+        try:
+            agent = cast(A, self._codec.decode(body))
+            extras = {} if same and not has_extras else self._extras(body)
+        except Exception as error:  # noqa: BLE001  # validators are the user's; hostile bytes raise what they like
+            raise self._unreadable(where, version, same, safe_text(error)) from None
+        if not same and not self._codec.ok(agent, LIMIT):
+            try:  # another shape may decode to what this one doesn't allow, such as a date under Any
+                self._codec.explain(agent, self.name, LIMIT)
+            except AgentStateError as error:
+                raise self._unreadable(where, version, same, str(error)) from None
+        return agent, extras
+
+    def _extras(self, body: bytes) -> dict[str, Any]:
+        # as raw bytes, so that they are written back as they were; copied, so that they don't keep the record in memory
+        return {name: raw.copy() for name, raw in _raw_fields(body).items() if name not in self._names}
+
+    def _unreadable(self, where: str, version: int, same: bool, text: str) -> MigrationError | CorruptRecordError:
+        if same:
+            return CorruptRecordError(
+                f"{where}: the record does not decode: {text}: restore a backup; the stored bytes are unchanged"
+            )
+        if version == self.version:
+            return MigrationError(
+                f"{where}: the record does not fit the class, which changed shape without a new version=: {text}: "
+                f"set version={version + 1} and write an @upcast(since={version}); the stored bytes are unchanged"
+            )
+        return MigrationError(
+            f"{where}: after its upcasts the record of version {version} does not fit version {self.version}: {text}: "
+            "mend the upcast; the stored bytes are unchanged"
+        )
+
+    def _upcast(self, body: bytes, version: int, where: str) -> bytes:
+        try:
+            data = _untyped(body)
+        except Exception as error:  # noqa: BLE001  # hostile bytes raise what they like
+            raise self._unreadable(where, version, True, safe_text(error)) from None
+        for since in range(version, self.version):
+            step = self._upcasts.get(since)
+            if step is None or not _is_fields(data):
+                raise CorruptRecordError(
+                    f"{where}: the record is no map of fields of version {since}: restore a backup"
+                )
+            data = self._step(step, since, data, where)
+        try:
+            return encode_plain(self._rewired(data))
+        except Exception as error:
+            raise MigrationError(
+                f"{where}: the result of @upcast(since={self.version - 1}) can't be written: mend it"
+            ) from error
+
+    @staticmethod
+    def _step(
+        step: Callable[[dict[str, Any]], dict[str, Any]], since: int, data: dict[str, Any], where: str
+    ) -> dict[str, Any]:
+        try:
+            result: object = step(data)
+        except Exception as error:
+            raise MigrationError(
+                f"{where}: @upcast(since={since}) raised {type(error).__name__}: mend it; the stored bytes are unchanged"
+            ) from error
+        if not _is_fields(result):
+            raise MigrationError(
+                f"{where}: @upcast(since={since}) returned {type(result).__name__}: it must return a dict of fields by name"
+            )
+        return cast("dict[str, Any]", result)
+
+    def _rewired(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Let an upcast return real values too, where the wire has a form of our own for them."""
+        data = dict(data)
+        for field in self._codec.fields:
+            if field.name in data and not field.codec.plain_dump and field.codec.fits(data[field.name], LIMIT - 1):
+                data[field.name] = field.codec.to_wire(data[field.name])
+        return data
+
+    def _load(self, body: bytes, version: int, where: str) -> A:
+        try:
+            data = _untyped(body)
+        except Exception as error:  # noqa: BLE001  # hostile bytes raise what they like
+            raise self._unreadable(where, version, True, safe_text(error)) from None
+        try:
+            agent: object = cast("Any", self.cls).load(data, version)
+        except Exception as error:
+            raise MigrationError(
+                f"{where}: load() raised {type(error).__name__} on data of version {version}; the stored bytes are unchanged"
+            ) from error
+        if type(agent) is not self.cls:
+            raise MigrationError(
+                f"{where}: load() returned {type(agent).__name__}: it must return a {self.cls.__name__}"
+            )
+        return agent
+
+    # ------------------------------------------------------------ without a record
+
+    def restore(self, agent: A, body: bytes, extras: Mapping[str, Any] = _NOTHING) -> None:
+        """Put the fields back in place from bytes that ``encode`` made. *extras*, which *body* holds too, are no fields."""
+        before = self.copy(body)
+        for name in agent.__struct_fields__:
+            setattr(agent, name, getattr(before, name))
+
+    def copy(self, body: bytes) -> A:
+        """A detached agent from bytes that ``encode`` made."""
+        if self.custom:
+            return self._load(body, self.version, self.name)
+        return cast(A, self._codec.decode(body))
+
+    def fresh(self, initial: Mapping[str, Any] | A | None, key: str) -> A:
+        """A new agent, which shares nothing with *initial*.
+
+        Raises:
+            MissingInitialError: *initial* lacks a required field, or has one that the class hasn't.
+            AgentStateError: a value is not of the declared type.
+        """
+        where = f"{self.name} {key!r}"
+        agent = self._made(initial, where)
+        try:
+            if initial is not None:
+                return self.copy(self.encode(agent))
+            if not self.custom:
+                self._codec.check(agent, self.name)
+        except AgentStateError as error:
+            raise AgentStateError(f"{where}: {error}") from None
+        return agent
+
+    def _made(self, initial: Mapping[str, Any] | A | None, where: str) -> A:
+        if type(initial) is self.cls:
+            return initial
+        if initial is not None and not isinstance(initial, Mapping):
+            raise MissingInitialError(
+                f"{where}: initial must be a mapping of fields or a {self.cls.__name__}, not {type(initial).__name__}"
+            )
+        given = {} if initial is None else dict(initial)
+        missing = [name for name in self.required if name not in given]
+        unknown = sorted(str(name) for name in given.keys() - self._names)
+        if missing or unknown:
+            wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(
+                unknown
+            )
+            raise MissingInitialError(
+                f"{where}: initial {' and '.join(wrong)}: pass initial={{...}} with the fields of {self.cls.__name__}, "
+                "or give the fields defaults"
+            )
+        return self.cls(**given)
+
+
+_KINDS = "keep values that the declared type can give back, or make the attribute transient()"
+
+
+def _is_fields(data: object) -> bool:
+    return type(data) is dict and all(type(name) is str for name in cast("dict[Any, Any]", data))
