@@ -1,0 +1,410 @@
+"""InstanceManager, the door: the agents of one class, each alive at most once, on one store.
+
+It checks what callers hand in, and opens and closes. Lives are the registry's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from datetime import timedelta
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, cast, overload
+
+from ._clock import Clock, LoopClock
+from ._types import check_key
+from .agent import Agent, Method, Signal, agent_type
+from .errors import ClosedError, UnknownSignalError, UsageError
+from .persistence import MAX_STATE, Keeper, KeyFunction
+from .runtime._attachment import Attachment
+from .runtime._closing import close_lives
+from .runtime._home import Home
+from .runtime._idle import IdleTracker
+from .runtime._ledger import Terms
+from .runtime._lifecycle import State
+from .runtime._ref import reference_class
+from .runtime._registry import Registry
+from .runtime._server import AgentServer
+from .runtime._turn import TURN, current_turn
+from .runtime._view import Inspection, Stats, inspect, stats
+from .stores.base import Store
+
+__all__ = ["Inspection", "InstanceManager", "Stats"]
+
+A = TypeVar("A", bound=Agent)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Durability = Literal["call", "hibernate"]
+
+
+class InstanceManager(Generic[A]):
+    """Keeps at most one of each agent alive.
+
+    Args:
+        agent_class: the class of all agents here.
+        store: where they are kept; ``None``: nowhere, an agent ends when it is idle.
+        idle_timeout: seconds without a call or attachment after which an agent hibernates; ``None``: never.
+        durability: ``"call"``: a reply means that what the call changed is stored. ``"hibernate"``: changes are
+            stored when the agent hibernates or is saved; a crash loses what came after that.
+        context: handed to each agent's ``on_start``.
+        key_fn: makes the store key from the agent's name and the key; it must tell all pairs apart.
+        max_state: bytes that an encoded state may have.
+        store_patience: seconds that a failing store is tried again before callers are told.
+        shared: let several processes of one machine own these agents at once. Each turn then first asks the
+            store whether its copy is current.
+        superseded: what happens to a call whose change was lost to another owner: ``"raise"`` SupersededError,
+            or ``"retry"``, which runs its method again on the agent as it is now.
+        owner_wait: seconds to wait for another owner of these agents to leave, before ``StoreInUseError``.
+        clock: where time comes from.
+    """
+
+    def __init__(
+        self,
+        agent_class: type[A],
+        *,
+        store: Store | None = None,
+        idle_timeout: float | timedelta | None = None,
+        durability: Durability = "call",
+        context: Any = None,
+        key_fn: KeyFunction | None = None,
+        max_state: int = MAX_STATE,
+        store_patience: float = 10.0,
+        shared: bool = False,
+        superseded: Literal["raise", "retry"] = "raise",
+        owner_wait: float = 5.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._kind = agent_type(agent_class)
+        self._kind.check()
+        if durability not in ("call", "hibernate"):
+            raise ValueError(f'durability must be "call" or "hibernate", not {durability!r}')
+        if superseded not in ("raise", "retry"):
+            raise ValueError(f'superseded must be "raise" or "retry", not {superseded!r}')
+        self._store, self._shared, self._owner_wait = store, shared, owner_wait
+        clock = clock or LoopClock()
+        keeper = Keeper(self._kind, store, key_fn=key_fn, max_state=max_state, now=clock.time)
+        terms = Terms(gated=store is not None and durability == "call", patience=store_patience, clock=clock)
+        self._home: Home[A] = Home(self._kind, keeper, terms, context, shared, self._report, self._remove)
+        if idle_timeout is not None:
+            seconds = idle_timeout.total_seconds() if isinstance(idle_timeout, timedelta) else float(idle_timeout)
+            if not seconds >= 0:
+                raise ValueError("idle_timeout must be 0 or more seconds, or None")
+            self._home.idle = IdleTracker(clock, seconds, self._expire)
+        self._registry: Registry[A] = Registry(self._home, retry=superseded == "retry")
+        self._reference = reference_class(self._kind)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._closing = False
+        self._claimed: list[str] = []
+        self._leased = False
+
+    def __repr__(self) -> str:
+        return f"<InstanceManager of {self._kind.name}: {len(self._registry.servers)} live>"
+
+    # ------------------------------------------------------------ opening and closing
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Open the store, and become the owner of these agents there.
+
+        Raises:
+            StoreInUseError: somebody else is.
+        """
+        if self._loop is not None:
+            raise UsageError(
+                f"{self!r} is open already" if not self._closing else f"{self!r} was closed: make a new one"
+            )
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        try:
+            await self._take_store()
+        except BaseException:
+            self._loop = None
+            raise
+
+    def _open_soon(self) -> None:
+        """Open in the background; calls wait for it. For the system, whose ``manager()`` can't wait."""
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._home.opening = self._home.spawn(self._take_store())
+        self._home.opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # callers get it
+
+    async def _take_store(self) -> None:
+        if self._store is None:
+            return
+        await self._store.__aenter__()
+        try:
+            for name in (self._kind.name, *self._kind.aliases):
+                await self._store.claim(name, shared=self._shared, wait=self._owner_wait)
+                self._claimed.append(name)
+            self._leased = True
+        except BaseException:
+            while self._claimed:
+                await self._store.release(self._claimed.pop())
+            await self._store.__aexit__()
+            raise
+
+    async def close(self, deadline: float = 30.0) -> None:
+        """Stop taking calls, let those that run finish, store every agent; within *deadline* seconds. Idempotent.
+
+        Calls that still run at half time are ended and rolled back.
+
+        Raises:
+            CloseError: with the keys of the agents that are not stored.
+        """
+        if self._loop is None or self._closing:
+            return
+        self._check_place()
+        await close_together([self], deadline)
+
+    async def _let_go_of_store(self) -> None:
+        if self._store is not None and self._leased:
+            self._leased = False
+            while self._claimed:
+                await self._store.release(self._claimed.pop())
+            await self._store.__aexit__()
+
+    def _check(self) -> None:
+        """Raise unless a call may begin here and now. While it closes, running turns may still call."""
+        if self._loop is None or (self._closing and current_turn() is None):
+            state = (
+                "is closed" if self._closing else "is not open: use `async with manager:`, or `await manager.open()`"
+            )
+            raise ClosedError(f"the manager of {self._kind.name} {state}")
+        self._check_place()
+
+    def _check_place(self) -> None:
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if self._pid != os.getpid():
+            raise UsageError(
+                f"the manager of {self._kind.name} was opened before a fork: make a new one in the child process"
+            )
+        if here is not self._loop:
+            raise UsageError(
+                f"the manager of {self._kind.name} belongs to another event loop or thread: "
+                "call it there, for instance with asyncio.run_coroutine_threadsafe"
+            )
+
+    # ------------------------------------------------------------ reaching agents
+
+    def attach(
+        self, key: str, *, initial: Mapping[str, Any] | A | None = None, missing: Literal["create", "raise"] = "create"
+    ) -> Attachment[A]:
+        """Get the agent and hold it live, until the block or the task that it was entered in ends.
+
+        Use it as ``async with manager.attach(key) as reference:``. *initial* is the first state of a fresh agent,
+        its fields or an instance; of an agent that exists it is ignored.
+
+        Raises:
+            ThawError: it can't come alive, and nothing was started.
+            AgentNotFoundError: nothing is stored, and *missing* is ``"raise"``.
+        """
+        self._check()
+        return Attachment(self._registry, self._ref(check_key(key, self._kind.name)), key, initial, missing)
+
+    async def get(
+        self, key: str, *, initial: Mapping[str, Any] | A | None = None, missing: Literal["create", "raise"] = "create"
+    ) -> A:
+        """Return a reference to the agent, which is thawed now; it is not held. See ``attach``. Cancel-safe."""
+        self._check()
+        await self._registry.live(key, initial, missing)
+        return self._ref(key)
+
+    def lookup(self, key: str) -> A | None:
+        """Return a reference if the agent is live, else ``None``; starts nothing."""
+        self._check()
+        server = self._registry.servers.get(key)
+        return self._ref(key) if server is not None and server.state is State.LIVE else None
+
+    def _ref(self, key: str) -> A:
+        return cast("A", self._reference(self, key))
+
+    # ------------------------------------------------------------ calls
+
+    @overload
+    def call(
+        self,
+        key: str,
+        method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def call(
+        self, key: str, method: Callable[Concatenate[A, P], AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncIterator[R]: ...
+    @overload
+    def call(self, key: str, signal: Signal, /) -> Coroutine[Any, Any, Any]: ...
+    def call(self, key: str, method: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Run one call as a turn of the agent, thawing it if it is not live; return its result.
+
+        Cancelled while it waits for its turn, the call is withdrawn; in its turn, it is rolled back; after it, the
+        change stays.
+
+        Raises:
+            ThawError: the agent can't come alive.
+            StoreUnavailableError, SupersededError: what the call changed was not stored, and does not exist.
+            OutcomeUnknownError: it may have been stored.
+            Exception: whatever the method raised; the state is as it was before.
+        """
+        found, args, kwargs = self._resolve(key, method, args, kwargs)
+        return self.dispatch(key, found, args, kwargs)
+
+    def dispatch(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Bring a call to its agent. References use it; ``call`` is the checked way."""
+        self._check()
+        return self._registry.call(key, method, args, kwargs)
+
+    @overload
+    def tell(
+        self,
+        key: str,
+        method: Callable[Concatenate[A, P], Coroutine[Any, Any, Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None: ...
+    @overload
+    def tell(self, key: str, signal: Signal, /) -> None: ...
+    def tell(self, key: str, method: Any, /, *args: Any, **kwargs: Any) -> None:
+        """Start a call and return at once; those to one key keep their order.
+
+        Told inside a turn, it leaves when what the turn changed is durable, and not at all if the turn is rolled
+        back. A failure goes to the event loop's exception handler.
+        """
+        found, args, kwargs = self._resolve(key, method, args, kwargs)
+        self._check()
+
+        def launch() -> None:
+            context = contextvars.copy_context()
+            context.run(TURN.set, None)  # it is no part of the turn that told it
+            context.run(self._home.spawn, self._told(key, found, args, kwargs))
+
+        turn = current_turn()
+        if turn is None:
+            launch()
+        elif turn.effects is None:
+            turn.effects = [launch]
+        else:
+            turn.effects.append(launch)
+
+    async def _told(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            await self._registry.call(key, method, args, kwargs)
+        except Exception as error:  # noqa: BLE001  # nobody else is there to get it
+            self._report(key, error, f"told {method.name}()")
+
+    def _resolve(
+        self, key: str, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Method, Any, dict[str, Any]]:
+        if key not in self._registry.servers:
+            check_key(key, self._kind.name)
+        if not isinstance(method, Signal):
+            return self._kind.method(method), args, kwargs
+        route = self._kind.routes.get(method.type)
+        if route is None:
+            known = ", ".join(sorted(self._kind.routes)) or "none"
+            raise UnknownSignalError(
+                f"{self._kind.name} {key!r}: no method is routed to signal {method.type!r}; routed are: {known}"
+            )
+        if args or kwargs:
+            raise TypeError("a signal carries its data itself: Signal(type, {...})")
+        return self._kind.methods[route.method], (), route.arguments(method, key)
+
+    # ------------------------------------------------------------ tending agents
+
+    async def state(self, key: str) -> A:
+        """Return a detached copy of the agent, as it is between turns and durable; thaws it if it is not live."""
+        self._check()
+        return await self._registry.snapshot(key)
+
+    def touch(self, key: str) -> None:
+        """Start the idle clock of a live agent anew."""
+        self._check()
+        server = self._registry.servers.get(key)
+        if server is not None:
+            server.watch()
+
+    async def save(self, key: str) -> None:
+        """Store a live agent now, and keep it live. Idempotent and cancel-safe.
+
+        Raises:
+            StoreError: it is not stored, or nobody knows; under ``"hibernate"`` it stays live and dirty.
+        """
+        self._check()
+        await self._registry.save(key)
+
+    async def stop(self, key: str) -> None:
+        """Store a live agent and end its life, attached or not; the next call thaws it. Idempotent and cancel-safe.
+
+        Raises:
+            StoreError: it could not be stored, and stays live.
+        """
+        self._check()
+        await asyncio.shield(self._home.spawn(self._registry.stop(key)))
+
+    async def delete(self, key: str) -> None:
+        """End the agent without saving, and delete what is stored, readable or not. Idempotent and cancel-safe.
+
+        Calls that wait for their turn get ``AgentDeletedError``.
+        """
+        self._check()
+        check_key(key, self._kind.name)
+        await asyncio.shield(self._home.spawn(self._registry.delete(key)))
+
+    def keys(self) -> list[str]:
+        """The keys of the live agents."""
+        return [key for key, server in self._registry.servers.items() if server.state is State.LIVE]
+
+    def stats(self) -> Stats:
+        """What the manager does now; costs a look at each live agent."""
+        return stats(self._registry)
+
+    def inspect(self, key: str) -> Inspection:
+        """What the manager knows of one key, live or not."""
+        return inspect(self._registry, key)
+
+    # ------------------------------------------------------------ what the lives ask for
+
+    def _expire(self, server: AgentServer[A]) -> None:
+        if server.is_idle():
+            self._home.spawn(server.hibernate())
+        # else: whoever is there touches it on leaving
+
+    def _remove(self, server: AgentServer[A]) -> None:
+        if self._registry.servers.get(server.key) is server:
+            del self._registry.servers[server.key]
+
+    def _report(self, key: str, error: BaseException, doing: str) -> None:
+        """A failure that no caller waits for goes where asyncio's own do: never to nobody."""
+        message = f"overwinter: agent {self._kind.name} {key!r}: {doing}"
+        assert self._loop is not None
+        self._loop.call_exception_handler(
+            {"message": message, "exception": error, "agent": self._kind.name, "key": key}
+        )
+
+
+async def close_together(managers: list[InstanceManager[Any]], deadline: float) -> None:
+    """Close managers whose agents may call each other. Cancelled, it goes on closing."""
+    for manager in managers:
+        manager._closing = True  # intake ends now, not when the task below starts
+
+    async def close() -> None:
+        error = await close_lives([manager._registry for manager in managers], managers[0]._home.terms.clock, deadline)
+        for manager in managers:
+            await manager._let_go_of_store()
+        if error is not None:
+            raise error
+
+    if managers:
+        await asyncio.shield(asyncio.get_running_loop().create_task(close()))

@@ -1,0 +1,276 @@
+"""Hibernate and thaw: the only module that knows agent, record *and* store.
+
+It does not know when an agent lives, who calls it, or how long anything may take.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
+
+from ._types import check_key
+from .agent import Agent, AgentType, agent_type
+from .agent._base import KEY
+from .errors import (
+    CorruptRecordError,
+    OutcomeUnknownError,
+    OverwinterError,
+    RevisionConflictError,
+    StateTooLargeError,
+    ThawError,
+    UnknownAgentError,
+)
+from .record import CUSTOM, EXTRAS, Header, pack, unpack
+from .stores.base import Expect, Revision, Store
+
+__all__ = ["MAX_STATE", "Keeper", "KeyFunction", "Loaded", "Persistence", "default_key", "new_revision"]
+
+A = TypeVar("A", bound=Agent)
+KeyFunction = Callable[[str, str], str]
+
+MAX_STATE = 4 * 1024 * 1024
+"""Default bound of an encoded state, in bytes: encoding holds the interpreter for some 3 ms per MB."""
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+def default_key(name: str, key: str) -> str:
+    """The store key of an agent. Injective: the first colon ends the name, whatever stands in either."""
+    return f"{name.replace('%', '%25').replace(':', '%3A')}:{key}"
+
+
+def new_revision() -> Revision:
+    """A write id that nobody else makes."""
+    return os.urandom(16)
+
+
+@dataclass(slots=True)
+class Loaded(Generic[A]):
+    """A thawed agent and where it stands in its record's line of revisions."""
+
+    agent: A
+    body: bytes
+    """The encoding of the agent as it is now, which is not the stored one if it was migrated."""
+    extras: Mapping[str, Any]
+    store_key: str
+    revision: Revision
+    sequence: int
+
+
+class Keeper(Generic[A]):
+    """The records of one agent class in one store."""
+
+    def __init__(
+        self,
+        kind: AgentType[A],
+        store: Store | None,
+        *,
+        key_fn: KeyFunction | None = None,
+        max_state: int = MAX_STATE,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.kind, self.store, self.max_state = kind, store, max_state
+        self._schema = kind.schema
+        self._key_fn, self._now = key_fn or default_key, now
+
+    def store_key(self, key: str) -> str:
+        """Where the record of a new agent goes."""
+        return self._key_fn(self.kind.name, key)
+
+    def store_keys(self, key: str) -> list[str]:
+        """Where a record may be, under the class's name and under its former ones."""
+        return [self._key_fn(name, key) for name in (self.kind.name, *self.kind.aliases)]
+
+    async def load(self, key: str) -> Loaded[A] | None:
+        """Thaw what is stored under *key*, or under it with a former name; ``None`` only if that is nothing.
+
+        Raises:
+            ThawError: there is something, and it can't come alive. The stored bytes stay as they are.
+            StoreError: the store could not tell.
+        """
+        if self.store is None:
+            return None
+        for store_key in self.store_keys(key):
+            stored = await self.store.get(store_key)
+            if stored is not None:
+                return self._thaw(key, store_key, stored.data, stored.revision)
+        return None
+
+    def _thaw(self, key: str, store_key: str, data: bytes, revision: Revision) -> Loaded[A]:
+        where = f"{self.kind.name} {key!r}"
+        try:
+            header, body = unpack(data)
+        except ThawError as error:
+            raise type(error)(f"{where}: {error}") from None
+        if header.agent != self.kind.name and header.agent not in self.kind.aliases:
+            raise UnknownAgentError(
+                f"{where}: the record belongs to agent {header.agent!r}: "
+                f"if that is a former name, declare aliases=({header.agent!r},); if not, make key_fn tell agents apart"
+            )
+        if header.key != key:
+            raise CorruptRecordError(
+                f"{where}: the record is that of key {header.key!r}: make key_fn tell keys apart, or restore a backup"
+            )
+        if header.revision != revision:
+            raise CorruptRecordError(
+                f"{where}: the record and the store disagree on its revision: restore a backup of both"
+            )
+        if bool(header.flags & CUSTOM) != self.kind.custom:
+            was = "a dump() of the class's own" if header.flags & CUSTOM else "the class's fields"
+            raise ThawError(
+                f"{where}: the record holds {was}, and the class now does it the other way: "
+                "keep dump and load, or migrate the record"
+            )
+        agent, extras = self._schema.decode(
+            body,
+            version=header.version,
+            fingerprint=header.fingerprint,
+            has_extras=bool(header.flags & EXTRAS),
+            key=key,
+        )
+        same = (
+            header.version == self._schema.version
+            and header.fingerprint == self._schema.fingerprint
+            and self._schema.ordered
+        )
+        if not same:
+            body = self._schema.encode(agent, extras)
+        vars(agent)[KEY] = key
+        return Loaded(agent, body, extras, store_key, revision, header.sequence)
+
+    def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING) -> bytes:
+        """Check and encode an agent's state.
+
+        Raises:
+            AgentStateError: it is not what the class declares.
+            StateTooLargeError: it is larger than ``max_state``.
+        """
+        body = self._schema.encode(agent, extras)
+        if len(body) > self.max_state:
+            raise StateTooLargeError(
+                f"{agent!r}: its state takes {len(body):,} bytes, more than max_state={self.max_state:,}: "
+                "keep large things elsewhere and their names here, or raise max_state"
+            )
+        return body
+
+    def record(self, key: str, body: bytes, *, sequence: int, revision: Revision, extras: Mapping[str, Any]) -> bytes:
+        """The record that says: this is the state of *key* as of *revision*."""
+        schema = self._schema
+        flags = (EXTRAS if extras else 0) | (CUSTOM if self.kind.custom else 0)
+        header = Header(
+            agent=self.kind.name,
+            version=schema.version,
+            fingerprint=schema.fingerprint,
+            key=key,
+            sequence=sequence,
+            revision=revision,
+            time_us=int(self._now() * 1_000_000),
+            flags=flags,
+        )
+        return pack(header, body)
+
+
+@dataclass(slots=True)
+class _Line:
+    """What the direct API remembers of an agent between a thaw and a hibernation."""
+
+    store_key: str
+    revision: Revision | Expect
+    sequence: int
+    extras: Mapping[str, Any]
+    attempted: set[Revision]
+
+
+_LINE = "#line"
+
+
+class Persistence:
+    """Hibernate and thaw agents by hand, without a manager.
+
+    Each write carries the revision that was read: of two that thaw one agent and both hibernate it, the second
+    gets ``RevisionConflictError``, and so does one that hibernates a new agent over a record that exists.
+
+    Use it in ``async with Persistence(store) as persistence:``, or open the store yourself.
+    """
+
+    def __init__(self, store: Store, *, key_fn: KeyFunction | None = None, max_state: int = MAX_STATE) -> None:
+        self.store, self._key_fn, self._max_state = store, key_fn, max_state
+        self._keepers: dict[type[Agent], Keeper[Any]] = {}
+
+    async def __aenter__(self) -> Self:
+        await self.store.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.store.__aexit__(*exc)
+
+    def _keeper(self, cls: type[A], key: str) -> Keeper[A]:
+        keeper = self._keepers.get(cls)
+        if keeper is None:
+            kind = agent_type(cls)
+            kind.check()
+            keeper = self._keepers[cls] = Keeper(kind, self.store, key_fn=self._key_fn, max_state=self._max_state)
+        check_key(key, keeper.kind.name)
+        return keeper
+
+    async def thaw(self, cls: type[A], key: str) -> A | None:
+        """Return the stored agent, or ``None`` if nothing is stored. ``on_start`` is not called.
+
+        Raises:
+            ThawError: something is stored that can't come alive; it is left as it is.
+            StoreError: the store could not tell.
+        """
+        loaded = await self._keeper(cls, key).load(key)
+        if loaded is None:
+            return None
+        vars(loaded.agent)[_LINE] = _Line(loaded.store_key, loaded.revision, loaded.sequence, loaded.extras, set())
+        return loaded.agent
+
+    async def hibernate(self, key: str, agent: Agent) -> None:
+        """Store *agent* under *key*; return when it is durable. ``on_stop`` is not called.
+
+        Repeat it after ``StoreUnavailableError`` or ``OutcomeUnknownError``: it then finds out whether the first
+        try was stored.
+
+        Raises:
+            RevisionConflictError: somebody else wrote this key; not stored. Thaw, and apply the change again.
+        """
+        keeper = self._keeper(type(agent), key)
+        line = agent.__dict__.get(_LINE)
+        if line is None or agent.__dict__.get(KEY) != key:
+            line = _Line(keeper.store_key(key), Expect.ABSENT, 0, {}, set())
+        body = keeper.encode(agent, line.extras)
+        vars(agent).update({KEY: key, _LINE: line})
+        try:
+            await self._put(keeper, key, line, body)
+        except RevisionConflictError:
+            head = await self.store.head(line.store_key) if line.attempted else None
+            if head is None or head not in line.attempted:
+                raise RevisionConflictError(
+                    f"{keeper.kind.name} {key!r} was written by somebody else since it was thawed: "
+                    "thaw it again and repeat the change"
+                ) from None
+            line.revision = head  # an earlier try of ours had been stored after all
+            await self._put(keeper, key, line, body)
+
+    async def _put(self, keeper: Keeper[Any], key: str, line: _Line, body: bytes) -> None:
+        revision = new_revision()
+        data = keeper.record(key, body, sequence=line.sequence + 1, revision=revision, extras=line.extras)
+        line.attempted.add(revision)  # a cancelled put may be stored, so it counts as tried from here on
+        try:
+            await self.store.put(line.store_key, data, revision=revision, expected=line.revision)
+        except OverwinterError as error:
+            if not isinstance(error, OutcomeUnknownError):
+                line.attempted.discard(revision)
+            raise
+        line.revision, line.sequence = revision, line.sequence + 1
+        line.attempted.clear()
+
+    async def delete(self, cls: type[Agent], key: str) -> None:
+        """Delete what is stored under *key*, readable or not. Idempotent."""
+        keeper = self._keeper(cls, key)
+        for store_key in keeper.store_keys(key):
+            await self.store.delete(store_key, expected=Expect.ANY)

@@ -1,0 +1,1 @@
+"""One life: the only place that creates tasks."""

@@ -1,0 +1,100 @@
+"""Closing: finish what runs, store everybody, and name whom that did not work for.
+
+Several registries close together when their agents may call each other: all drain before any closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from .._clock import Clock
+from ..errors import ClosedError, CloseError, OverwinterError
+from ._home import all_done
+from ._registry import Registry
+from ._server import AgentServer
+
+__all__ = ["close_lives"]
+
+RETRY_DELAY = 0.05  # seconds before an agent that could not be stored is tried again
+
+
+async def close_lives(registries: Sequence[Registry[Any]], clock: Clock, deadline: float) -> CloseError | None:
+    """End all lives within *deadline* seconds; at half time, what still runs is rolled back."""
+    start = clock.monotonic()
+    await _drain_all(registries, start + deadline / 2)
+    for registry in registries:
+        for server in list(registry.servers.values()):
+            for turn in server.running:
+                turn.abort(
+                    ClosedError(
+                        f"{registry.home.kind.name} {server.key!r}: the manager closes and this call took too long; "
+                        "it was rolled back"
+                    )
+                )
+    await _drain_all(registries, start + deadline)
+    return _give_up(registries)
+
+
+async def _drain_all(registries: Sequence[Registry[Any]], until: float) -> None:
+    in_time = [True]
+    while all(in_time) and any(registry.servers or _others(registry) for registry in registries):
+        in_time = await asyncio.gather(*(_drain(registry, until) for registry in registries))
+
+
+async def _drain(registry: Registry[Any], until: float) -> bool:
+    """End every life, those that running calls begin meanwhile too; return whether that was done in time."""
+    ending: set[str] = set()
+    while True:
+        for server in list(registry.servers.values()):
+            if server.key not in ending:
+                ending.add(server.key)
+                registry.home.spawn(_end(registry, server, partial(ending.discard, server.key)))
+        tasks = _others(registry)
+        if not tasks:
+            return True
+        if not await all_done(registry.home.terms.clock, tasks, until):
+            return False
+
+
+def _others(registry: Registry[Any]) -> set[asyncio.Future[Any]]:
+    return {task for task in registry.home.tasks if task is not asyncio.current_task()}
+
+
+async def _end(registry: Registry[Any], server: AgentServer[Any], done: Callable[[], object]) -> None:
+    try:
+        await registry.stop(server.key)
+    except OverwinterError as error:
+        server.last_error = error
+        await registry.home.terms.clock.sleep(RETRY_DELAY)
+    finally:
+        done()
+
+
+def _give_up(registries: Sequence[Registry[Any]]) -> CloseError | None:
+    """Let go of whatever is left, and say what that is."""
+    left = [server for registry in registries for server in registry.servers.values()]
+    for registry in registries:
+        why = partial(ClosedError, f"the manager of {registry.home.kind.name} was closed")
+        for server in registry.servers.values():
+            server.ledger.abandon(why)
+            server.turns.evict(why)
+        if registry.home.idle is not None:
+            registry.home.idle.close()
+        for task in _others(registry):
+            task.cancel()
+    if not left:
+        return None
+    unknown = tuple(server.key for server in left if server.ledger.unknown)
+    not_stored = tuple(server.key for server in left if not server.ledger.clean and not server.ledger.unknown)
+    abandoned = tuple(server.key for server in left if server.ledger.clean)
+    some = ", ".join(f"{server.home.kind.name} {server.key!r}" for server in left[:5])
+    return CloseError(
+        f"closed, but {len(not_stored)} agents were not stored, {len(unknown)} have an unknown outcome, and "
+        f"{len(abandoned)} did not end in time; among them {some}. All their keys are in this error's attributes",
+        not_stored=not_stored,
+        unknown=unknown,
+        abandoned=abandoned,
+    )

@@ -1,0 +1,73 @@
+"""What the lives of one manager share, and the few words that all of them use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from .._clock import Clock
+from ..agent import Agent, AgentType
+from ..persistence import Keeper
+from ._idle import IdleTracker
+from ._ledger import Terms
+
+__all__ = ["ABORT_GRACE", "Effect", "Home", "Retired", "all_done"]
+
+A = TypeVar("A", bound=Agent)
+Effect = Callable[[], object]
+"""What leaves a turn only when its version is durable: a ``tell``."""
+
+ABORT_GRACE = 10.0
+"""Seconds that a body which was told to end, or an ``on_stop``, may take before it is left behind."""
+
+
+class Retired(Exception):  # noqa: N818  # it is no error
+    """Not an error: this life ended before the call began, and the next one takes it."""
+
+
+@dataclass(slots=True)
+class Home(Generic[A]):
+    """What the servers of one manager share."""
+
+    kind: AgentType[A]
+    keeper: Keeper[A]
+    terms: Terms
+    context: Any
+    shared: bool
+    report: Callable[[str, BaseException, str], None]
+    """Where a failure goes that no caller waits for: (key, error, what was being done)."""
+    remove: Callable[[Any], None]
+    """Take a server whose life is over out of the registry."""
+    idle: IdleTracker[Any] | None = None
+    held: dict[str, int] = field(default_factory=dict)
+    """How many attachments each key has; they outlast a life."""
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    opening: asyncio.Task[Any] | None = None
+    """While the store is being opened in the background."""
+    created: int = 0
+    thawed: int = 0
+    hibernated: int = 0
+    superseded: int = 0
+
+    def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        """Start a task that nobody's cancellation touches, and keep it from the garbage collector."""
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+
+async def all_done(clock: Clock, futures: set[asyncio.Future[Any]], until: float) -> bool:
+    """Wait until all *futures* are done; return whether that was before *until*."""
+    late: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    timer = clock.call_at(until, lambda: None if late.done() else late.set_result(None))
+    try:
+        while futures := {future for future in futures if not future.done()}:
+            if late.done():
+                return False
+            await asyncio.wait([*futures, late], return_when=asyncio.FIRST_COMPLETED)
+        return True
+    finally:
+        timer.cancel()

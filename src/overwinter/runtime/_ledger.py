@@ -1,0 +1,393 @@
+"""The versions of one agent: which is current, which is being stored, which is durable, and who waits for what.
+
+It knows the store and the rules of its failures; not what a call is: a version is bytes and a number.
+``dur <= sub <= cur``; what is above ``dur`` is unacknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .._clock import Clock
+from ..errors import (
+    OutcomeUnknownError,
+    OverwinterError,
+    RevisionConflictError,
+    StoreUnavailableError,
+    SupersededError,
+)
+from ..persistence import Keeper, new_revision
+from ..stores.base import Expect, Revision
+
+__all__ = ["Ledger", "LedgerHost", "Terms"]
+
+FIRST_DELAY, LONGEST_DELAY = 0.02, 2.0  # seconds between tries; doubled each time, with jitter
+
+MakeError = Callable[[], OverwinterError]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms versions are kept."""
+
+    gated: bool
+    """Whether each version is put at once and waited for (``durability="call"``)."""
+    patience: float
+    """Seconds that a failing store is tried before callers are told."""
+    clock: Clock
+
+
+class LedgerHost(Protocol):
+    """What the ledger asks of the agent's server."""
+
+    def hold(self) -> None: ...
+    def unhold(self) -> None: ...
+    async def roll_back_to(self, body: bytes, error: MakeError) -> bool: ...
+    def refuse(self, error: MakeError | None) -> None: ...
+    def lose(self, error: OverwinterError) -> None: ...
+    def spawn(self, coroutine: Any) -> asyncio.Task[Any]: ...
+    def stored(self) -> None: ...
+
+
+class Ledger:
+    """One agent's versions. All methods but the awaited ones are immediate."""
+
+    __slots__ = (
+        "_attempted",
+        "_host",
+        "_keeper",
+        "_recovery",
+        "_sequence",
+        "_sub",
+        "_sub_body",
+        "_terms",
+        "_unknown_to",
+        "_waiters",
+        "cur",
+        "cur_body",
+        "dirty_since",
+        "down",
+        "dur",
+        "dur_body",
+        "extras",
+        "key",
+        "last_error",
+        "lost",
+        "revision",
+        "store_key",
+    )
+
+    def __init__(self, host: LedgerHost, keeper: Keeper[Any], terms: Terms, key: str) -> None:
+        self._host, self._keeper, self._terms, self.key = host, keeper, terms, key
+        self.cur = self.dur = 0
+        self.cur_body = self.dur_body = b""
+        self._sub: int | None = None
+        self._sub_body = b""
+        self.revision: Revision | Expect = Expect.ABSENT
+        self._sequence = 0
+        self.store_key = keeper.store_key(key)
+        self.extras: Mapping[str, Any] = {}
+        self._attempted: set[Revision] = set()
+        self._unknown_to = 0
+        self._waiters: deque[tuple[int, asyncio.Future[None] | list[Callable[[], object]]]] = deque()
+        self._recovery: asyncio.Task[Any] | None = None
+        self.dirty_since: float | None = None
+        self.last_error: OverwinterError | None = None
+        self.down = False
+        """The store refused for longer than our patience: a write is tried once and fails fast."""
+        self.lost = False
+
+    def begin(self, body: bytes) -> None:
+        """Set the version that the agent came alive with, the durable one if it was thawed."""
+        self.cur_body = self.dur_body = body
+
+    def thawed(self, store_key: str, revision: Revision, sequence: int, extras: Mapping[str, Any]) -> None:
+        self.store_key, self.revision, self._sequence, self.extras = store_key, revision, sequence, extras
+
+    @property
+    def gated(self) -> bool:
+        return self._terms.gated
+
+    @property
+    def clean(self) -> bool:
+        return self.cur == self.dur
+
+    @property
+    def putting(self) -> bool:
+        """A put is outstanding, or being retried or resolved."""
+        return self._sub is not None or self._recovery is not None
+
+    @property
+    def unknown(self) -> bool:
+        """Whether some put of ours has an outcome that nobody knows yet."""
+        return self._unknown_to > 0
+
+    # ------------------------------------------------------------ versions
+
+    def advance(self, body: bytes) -> None:
+        """Make a new current version."""
+        self.cur += 1
+        self.cur_body = body
+        if self._keeper.store is None:
+            self.dur, self.dur_body = self.cur, body
+            return
+        if self.dirty_since is None:
+            self.dirty_since = self._terms.clock.time()
+        if self._terms.gated:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put the current version unless it is durable, or a put is outstanding already."""
+        if self._sub is None and self._recovery is None and self.cur > self.dur and not self.lost:
+            self._submit().add_done_callback(self._first_try_done)
+
+    def _submit(self) -> asyncio.Future[None]:
+        keeper = self._keeper
+        assert keeper.store is not None
+        revision = new_revision()
+        self._sub, self._sub_body = self.cur, self.cur_body
+        self._attempted.add(revision)
+        try:
+            data = keeper.record(
+                self.key, self.cur_body, sequence=self._sequence + 1, revision=revision, extras=self.extras
+            )
+            put = keeper.store.submit(self.store_key, data, revision=revision, expected=self.revision)
+        except OverwinterError as error:  # the store is closed, or the process was forked
+            put = asyncio.get_running_loop().create_future()
+            put.set_exception(error)
+        put.add_done_callback(lambda done: self._settle(done, revision))
+        return put
+
+    def _settle(self, put: asyncio.Future[None], revision: Revision) -> None:
+        """Book the outcome of a put; what follows from it is for whoever submitted it."""
+        error = _outcome(put)
+        body, version = self._sub_body, self._sub
+        self._sub, self._sub_body = None, b""
+        if error is None:
+            assert version is not None
+            self.revision, self.dur, self.dur_body = revision, version, body
+            self._sequence += 1
+            self._attempted.clear()
+            self._unknown_to = 0
+            self.last_error, self.down = None, False
+            self.dirty_since = None if self.clean else self._terms.clock.time()
+        elif isinstance(error, OutcomeUnknownError):
+            self._unknown_to = max(self._unknown_to, version or 0)
+        else:
+            self._attempted.discard(revision)
+        if error is not None:
+            self.last_error = error
+
+    def _first_try_done(self, put: asyncio.Future[None]) -> None:
+        error = _outcome(put)
+        if self.lost:
+            return
+        if error is None:
+            self._after_success()
+        elif isinstance(error, RevisionConflictError):
+            self._superseded()
+        else:
+            if self._terms.gated:
+                self._host.hold()
+            self._recovery = self._host.spawn(self._recover(error))
+
+    def _after_success(self) -> None:
+        self._release()
+        if self.cur > self.dur and (self._terms.gated or self._waiters):
+            self.flush()
+        self._host.stored()
+
+    # ------------------------------------------------------------ the gate
+
+    async def wait(self, tag: int) -> None:
+        """Return when version *tag* is durable. Cancelled, it only stops waiting.
+
+        Raises:
+            StoreError, SupersededError: it will never be, or nobody knows.
+        """
+        if self.lost:
+            raise self.superseded()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((tag, waiter))
+        await waiter
+
+    def when_durable(self, tag: int, effects: list[Callable[[], object]]) -> None:
+        """Run *effects* once version *tag* is durable; drop them if it never will be."""
+        if tag <= self.dur or not self._terms.gated:
+            for effect in effects:
+                effect()
+        else:
+            self._waiters.append((tag, effects))
+
+    async def persist(self, *, create: bool = False) -> None:
+        """Make the present version durable, under any durability; return when it is.
+
+        With *create*, a fresh agent that nothing changed yet is stored too.
+        """
+        if self._keeper.store is None:
+            return
+        if create and self.revision is Expect.ABSENT and self.clean:
+            self.cur += 1
+        tag = self.cur
+        if tag > self.dur:
+            self.flush()
+            await self.wait(tag)
+
+    async def settle(self) -> None:
+        """Wait until no put is outstanding."""
+        if self.putting:
+            await self.wait(self.cur)
+
+    def _release(self) -> None:
+        while self._waiters and self._waiters[0][0] <= self.dur:
+            _, waiter = self._waiters.popleft()
+            if isinstance(waiter, list):
+                for effect in waiter:
+                    effect()
+            elif not waiter.done():
+                waiter.set_result(None)
+
+    def _fail(self, error: Callable[[int], OverwinterError]) -> None:
+        """Tell everybody who waits for more than is durable."""
+        waiters, self._waiters = self._waiters, deque()
+        for tag, waiter in waiters:
+            if not isinstance(waiter, list) and not waiter.done():
+                waiter.set_exception(error(tag))
+
+    # ------------------------------------------------------------ when things fail
+
+    async def _recover(self, error: OverwinterError) -> None:
+        """Try until the newest version is stored, somebody else turns out to have written, or patience ends."""
+        clock, delay = self._terms.clock, FIRST_DELAY
+        deadline = clock.monotonic() + (0 if self.down else self._terms.patience)
+        while True:
+            if clock.monotonic() >= deadline:
+                if self._terms.gated and not self._attempted:
+                    await self._give_up(error)
+                    return
+                self._tell(error)
+            await clock.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
+            delay = min(LONGEST_DELAY, delay * 2)
+            put = self._submit()
+            await asyncio.wait([put])
+            failure = _outcome(put)
+            if failure is None:
+                break
+            if not isinstance(failure, RevisionConflictError):
+                error = failure
+            elif not await self._adopt():
+                self._recovery = None
+                self._superseded()
+                return
+        self._recovery = None
+        if self._terms.gated:
+            self._host.refuse(None)
+            self._host.unhold()
+        self._after_success()
+
+    async def _adopt(self) -> bool:
+        """After a conflict: whether what is stored is an earlier try of ours, to be written on top of."""
+        if not self._attempted or self._keeper.store is None:
+            return False
+        try:
+            head = await self._keeper.store.head(self.store_key)
+        except Exception:  # noqa: BLE001  # a store's own errors tell as little, and must not end the recovery
+            return True  # can't tell yet: the next try will conflict again, and ask again
+        if head is None or head not in self._attempted:
+            return False
+        self.revision = head
+        self._attempted.discard(head)
+        return True
+
+    async def _give_up(self, error: OverwinterError) -> None:
+        """The store certainly has nothing above ``dur``: neither shall we."""
+
+        def why() -> OverwinterError:
+            return _again(
+                error, f"{self._who}: the store is unavailable, and this change was not made; repeat the call later"
+            )
+
+        if not await self._host.roll_back_to(self.dur_body, why):
+            self._recovery = None
+            return
+        self.cur, self.cur_body, self.down = self.dur, self.dur_body, True
+        self.dirty_since = None
+        self._recovery = None
+        self._fail(lambda _: why())
+        self._host.unhold()
+
+    def _tell(self, error: OverwinterError) -> None:
+        """Patience is over and we go on trying: callers learn what is true now."""
+        if self._attempted:
+            self._fail(lambda _: _unknown(self._who))
+            self._host.refuse(
+                lambda: _again(
+                    error, f"{self._who}: its last write has an unknown outcome; not called. Try again later"
+                )
+            )
+        else:
+            self._fail(
+                lambda _: _again(
+                    error,
+                    f"{self._who}: the store is unavailable; the agent stays live and is stored as soon as it can be",
+                )
+            )
+
+    def _superseded(self) -> None:
+        def why(tag: int) -> OverwinterError:
+            return _unknown(self._who) if tag <= self._unknown_to else self.superseded()
+
+        self.lost = True
+        self._attempted.clear()
+        self._fail(why)
+        self._host.lose(self.superseded())
+
+    def superseded(self) -> SupersededError:
+        error = SupersededError(
+            f"{self._who}: another owner wrote this agent; this change was not stored, and the copy here was dropped. "
+            'Repeat the call, or let the manager do it: superseded="retry"'
+        )
+        error.origin = self
+        return error
+
+    def abandon(self, error: MakeError) -> None:
+        """Fail whoever still waits: the agent was deleted, or the manager is closing."""
+        self.lost = True
+        self._fail(lambda _: error())
+        if self._recovery is not None:
+            self._recovery.cancel()
+            self._recovery = None
+
+    @property
+    def _who(self) -> str:
+        return f"{self._keeper.kind.name} {self.key!r}"
+
+
+def _outcome(put: asyncio.Future[None]) -> OverwinterError | None:
+    """How a put ended. What a store must not raise tells nothing, so it may have been stored."""
+    if put.cancelled():
+        return OutcomeUnknownError("the put was cancelled")
+    error = put.exception()
+    if error is None or isinstance(error, (RevisionConflictError, StoreUnavailableError, OutcomeUnknownError)):
+        return error
+    unknown = OutcomeUnknownError(f"the store raised {type(error).__name__}")
+    unknown.__cause__ = error
+    return unknown
+
+
+def _unknown(who: str) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"{who}: the store did not say whether this change was stored: read the agent before repeating the call"
+    )
+
+
+def _again(error: OverwinterError, message: str) -> OverwinterError:
+    """An error of its own for each caller: a shared one would collect everybody's traceback."""
+    fresh = StoreUnavailableError(message)
+    fresh.__cause__ = error
+    return fresh

@@ -1,0 +1,46 @@
+"""The states of one agent's life, as one table. Pure: it decides, others act."""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["Event", "State", "after"]
+
+
+class State(enum.Enum):
+    """Where an agent is in its life. ``COLD`` is also the end of a server: the next life gets a new one."""
+
+    COLD = "cold"
+    THAWING = "thawing"
+    LIVE = "live"
+    FREEZING = "freezing"
+
+
+class Event(enum.Enum):
+    CLAIMED = "the key is claimed, before the store is asked"
+    STARTED = "loaded, or the store said absent; on_start has run"
+    FAILED = "it could not come alive"
+    LEAVING = "everything is stored: on_stop may run"
+    LEFT = "on_stop has run, and what it changed is stored"
+    KEPT = "what on_stop changed could not be stored: back to life"
+    LOST = "superseded or deleted: our copy is worth nothing"
+
+
+_TABLE: dict[tuple[State, Event], State] = {
+    (State.COLD, Event.CLAIMED): State.THAWING,
+    (State.THAWING, Event.STARTED): State.LIVE,
+    (State.THAWING, Event.FAILED): State.COLD,
+    (State.LIVE, Event.LEAVING): State.FREEZING,
+    (State.LIVE, Event.LOST): State.FREEZING,
+    (State.FREEZING, Event.LEFT): State.COLD,
+    (State.FREEZING, Event.KEPT): State.LIVE,
+    (State.FREEZING, Event.LOST): State.FREEZING,
+}
+
+
+def after(state: State, event: Event) -> State:
+    """The state that follows, or ``RuntimeError``: a step that isn't in the table is a bug of ours."""
+    try:
+        return _TABLE[state, event]
+    except KeyError:
+        raise RuntimeError(f"an agent that is {state.value} can't take: {event.value}") from None

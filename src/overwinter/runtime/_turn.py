@@ -1,0 +1,83 @@
+"""One turn: a call while it runs, and the graph of who waits for whom.
+
+A turn is found through a context variable, so that what the agent's method calls knows in whose turn it is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from ..errors import OverwinterError
+
+__all__ = ["TURN", "Host", "Turn", "current_turn", "waits_for_itself"]
+
+
+class Host(Protocol):
+    """Where turns run: an agent's server, or its address, whichever life it is in."""
+
+    @property
+    def running(self) -> Collection[Turn]: ...
+
+
+class Turn:
+    """A call while it runs. ``active`` ends with it, however long the tasks that it started go on."""
+
+    __slots__ = ("_cancelling", "aborted", "active", "awaits", "effects", "task")
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self.task = task
+        self.active = True
+        self.aborted: OverwinterError | None = None
+        self.awaits: list[Host] | None = None
+        """Servers that this turn waits for, once for each call."""
+        self.effects: list[Callable[[], object]] | None = None
+        """What leaves only when this turn's version is durable: ``tell`` and the like."""
+        self._cancelling = 0
+
+    def abort(self, error: OverwinterError) -> None:
+        """Cancel the body; whoever called then gets *error*, not a ``CancelledError`` that nobody asked for."""
+        if self.aborted is None:
+            self.aborted = error
+            self._cancelling = self.task.cancelling()
+            self.task.cancel()
+
+    def absorb_abort(self) -> bool:
+        """After the body ended: whether the cancellation was ours alone."""
+        return self.aborted is not None and self.task.uncancel() <= self._cancelling
+
+    def wait_for(self, host: Host) -> None:
+        if self.awaits is None:
+            self.awaits = []
+        self.awaits.append(host)
+
+    def waited_for(self, host: Host) -> None:
+        assert self.awaits is not None
+        self.awaits.remove(host)
+
+
+TURN: ContextVar[Turn | None] = ContextVar("overwinter_turn", default=None)
+
+
+def current_turn() -> Turn | None:
+    """The turn that this code runs in, if there is one and it has not ended."""
+    turn = TURN.get()
+    return turn if turn is not None and turn.active else None
+
+
+def waits_for_itself(turn: Turn, host: Host) -> bool:
+    """Whether *host* can't become free before *turn* ends, because what runs there waits, at last, for *turn*."""
+    seen: set[Host] = set()
+    todo = [host]
+    while todo:
+        here = todo.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        for other in here.running:
+            if other is turn:
+                return True
+            todo.extend(other.awaits or ())
+    return False

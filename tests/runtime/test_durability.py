@@ -1,0 +1,351 @@
+"""The gate: what a reply means, and what a failing store does to it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from agents import Counter
+
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence
+from overwinter.errors import (
+    OutcomeUnknownError,
+    StoreUnavailableError,
+    SupersededError,
+    ThawError,
+)
+from overwinter.testing import FaultyStore, ManualClock, until
+
+
+async def stored(store, key: str, cls=Counter):
+    async with Persistence(store) as persistence:
+        return await persistence.thaw(cls, key)
+
+
+async def test_a_reply_waits_for_its_put_and_the_next_turn_does_not():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.get("ada")
+        gate = store.hold("put")
+        calls = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(100)]
+        await gate.reached()
+        await until(lambda: counters._registry.servers["ada"].ledger.cur == 100)  # all turns are over
+        assert not any(call.done() for call in calls)
+        gate.release()
+        assert await asyncio.gather(*calls) == list(range(1, 101))
+        assert store.calls["put"] == 2  # the first turn's, and one for the ninety-nine that came meanwhile
+        assert (await stored(store, "ada")).count == 100
+
+
+async def test_readers_errors_and_copies_wait_for_the_version_they_saw():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.get("ada")
+        gate = store.hold("put")
+        write = asyncio.create_task(counters.call("ada", Counter.increment))
+        await gate.reached()
+        others = [
+            asyncio.create_task(counters.call("ada", Counter.read)),
+            asyncio.create_task(counters.call("ada", Counter.nothing)),
+            asyncio.create_task(counters.call("ada", Counter.fail)),
+            asyncio.create_task(counters.state("ada")),
+        ]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in (write, *others))
+        gate.release()
+        read, nothing, failed, copy = await asyncio.gather(*others, return_exceptions=True)
+        assert (read, nothing, copy.count) == (1, 1, 1)
+        assert isinstance(failed, ValueError)
+
+
+async def test_a_turn_that_changes_nothing_writes_nothing():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        assert await counters.call("ada", Counter.nothing) == 0
+        assert await counters.call("ada", Counter.increment, 0) == 0
+        with pytest.raises(ValueError):
+            await counters.call("ada", Counter.fail)
+        assert store.calls["put"] == 0
+        await counters.call("ada", Counter.increment)
+        await counters.call("ada", Counter.nothing)
+        assert store.calls["put"] == 1
+
+
+async def test_there_and_back_while_a_put_is_in_flight_is_not_unchanged():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment, 0)
+        gate = store.hold("put")
+        calls = [asyncio.create_task(counters.call("ada", Counter.increment, by)) for by in (1, -1)]
+        await gate.reached()
+        gate.release()
+        assert await asyncio.gather(*calls) == [1, 0]
+        assert store.calls["put"] == 2
+        assert (await stored(store, "ada")).count == 0
+
+
+async def test_a_caller_cancelled_at_the_gate_stops_waiting_and_the_change_stays():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        gate = store.hold("put")
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await gate.reached()
+        call.cancel()
+        await asyncio.wait([call])
+        gate.release()
+        assert await counters.call("ada", Counter.increment) == 2
+        assert (await stored(store, "ada")).count == 2
+
+
+async def test_a_definite_failure_is_retried_and_nobody_notices():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=60) as counters:
+        await counters.get("ada")
+        store.fail("put", StoreUnavailableError("disk full"), times=3)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        while not call.done():
+            await asyncio.sleep(0)
+            clock.advance(1)
+        assert await call == 1
+        assert store.calls["put"] == 4
+
+
+async def test_after_patience_nothing_unacknowledged_exists_and_callers_are_told():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=5) as counters:
+        assert await counters.call("ada", Counter.increment) == 1
+        store.fail("put", lambda: StoreUnavailableError("disk full"), times=math.inf)
+        calls = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(3)]
+        calls.append(asyncio.create_task(counters.call("ada", Counter.fail)))
+        while not all(call.done() for call in calls):
+            await asyncio.sleep(0)
+            clock.advance(0.5)
+        for call in calls:
+            assert isinstance(call.exception(), StoreUnavailableError), call
+        assert len({id(call.exception()) for call in calls}) == 4  # each has an error of its own
+        assert isinstance(calls[3].exception().__cause__, ValueError)
+        assert await counters.call("ada", Counter.read) == 1  # reads of what is durable go on
+        with pytest.raises(StoreUnavailableError):  # writes fail fast now: no time has to pass
+            await asyncio.wait_for(counters.call("ada", Counter.increment), 5)
+        store.heal()
+        assert await counters.call("ada", Counter.increment) == 2
+        assert (await stored(store, "ada")).count == 2
+
+
+async def test_a_turn_that_runs_when_patience_ends_is_ended_with_the_stores_error():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=1) as counters:
+        await counters.get("ada")
+        store.fail("put", lambda: StoreUnavailableError("disk full"), times=math.inf)
+        gate = store.hold("put")
+        first = asyncio.create_task(counters.call("ada", Counter.increment))
+        await gate.reached()
+        second = asyncio.create_task(counters.call("ada", Counter.wait, asyncio.Event(), 10))
+        await until(lambda: counters.inspect("ada").running)
+        gate.release()
+        while not (first.done() and second.done()):
+            await asyncio.sleep(0)
+            clock.advance(0.5)
+        assert isinstance(first.exception(), StoreUnavailableError)
+        assert isinstance(second.exception(), StoreUnavailableError)
+        assert second.cancelling() == 0
+        assert await counters.call("ada", Counter.read) == 0
+        store.heal()
+
+
+@pytest.mark.parametrize("landed", [True, False])
+async def test_an_unknown_outcome_is_resolved_by_another_put(landed):
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=60) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", OutcomeUnknownError("reset"), after=landed)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        while not call.done():
+            await asyncio.sleep(0)
+            clock.advance(0.1)
+        assert await call == 2
+        assert await counters.call("ada", Counter.increment) == 3
+        assert (await stored(store, "ada")).count == 3
+
+
+async def test_an_outcome_that_stays_unknown_is_told_and_still_resolved():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=5) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", lambda: OutcomeUnknownError("reset"), times=math.inf)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        while not call.done():
+            await asyncio.sleep(0)
+            clock.advance(0.5)
+        assert isinstance(call.exception(), OutcomeUnknownError)
+        with pytest.raises(StoreUnavailableError, match="not called"):
+            await counters.call("ada", Counter.increment)
+        store.heal()
+        while counters.stats().dirty:
+            await asyncio.sleep(0)
+            clock.advance(0.5)
+        assert await counters.call("ada", Counter.read) == 2
+        assert (await stored(store, "ada")).count == 2
+
+
+async def test_an_unknown_outcome_that_somebody_else_overtook():
+    inner = MemoryStore()
+    store, clock = FaultyStore(inner), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=60) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", OutcomeUnknownError("reset"))
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await until(lambda: store.calls["put"] == 2)
+        async with Persistence(inner) as persistence:
+            other = await persistence.thaw(Counter, "ada")
+            other.count = 50
+            await persistence.hibernate("ada", other)
+        while not call.done():
+            await asyncio.sleep(0)
+            clock.advance(0.1)
+        assert isinstance(call.exception(), OutcomeUnknownError)
+        assert await counters.call("ada", Counter.increment) == 51
+
+
+async def write_behind(store, by: int) -> None:
+    async with Persistence(store) as persistence:
+        other = await persistence.thaw(Counter, "ada")
+        other.count += by
+        await persistence.hibernate("ada", other)
+
+
+async def test_a_stale_owner_is_told_and_its_copy_dropped():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        await write_behind(store, 10)
+        with pytest.raises(SupersededError, match=r"Counter 'ada'"):
+            await counters.call("ada", Counter.increment)
+        assert await counters.call("ada", Counter.increment) == 12
+        assert counters.stats().superseded == 1
+
+
+async def test_superseded_retry_runs_the_call_again_on_what_is_there_now():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, superseded="retry") as counters:
+        await counters.call("ada", Counter.increment)
+        await write_behind(store, 10)
+        assert await asyncio.gather(*(counters.call("ada", Counter.increment) for _ in range(5)))
+        assert await counters.call("ada", Counter.read) == 16
+
+
+async def test_calls_that_wait_when_the_copy_is_dropped_go_to_the_next_life():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        await write_behind(store, 10)
+        event = asyncio.Event()
+        running_gate = store.hold("put")
+        first = asyncio.create_task(counters.call("ada", Counter.increment))
+        await running_gate.reached()
+        second = asyncio.create_task(counters.call("ada", Counter.wait, event, 5))
+        await until(lambda: counters.inspect("ada").running)
+        third = asyncio.create_task(counters.call("ada", Counter.increment))
+        await until(lambda: counters.stats().queued == 1)
+        running_gate.release()
+        assert isinstance((await asyncio.gather(first, return_exceptions=True))[0], SupersededError)
+        assert isinstance((await asyncio.gather(second, return_exceptions=True))[0], SupersededError)
+        assert await third == 12
+
+
+async def test_shared_owners_see_each_others_writes_at_the_start_of_a_turn():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, shared=True) as counters:
+        assert await counters.call("ada", Counter.increment) == 1
+        await write_behind(store, 10)
+        assert await counters.call("ada", Counter.read) == 11
+        await write_behind(store, 10)
+        assert await counters.call("ada", Counter.increment) == 22
+
+
+async def test_hibernate_replies_at_once_and_stores_on_stop():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, durability="hibernate") as counters:
+        assert await counters.call("ada", Counter.increment) == 1
+        assert store.calls["put"] == 0
+        assert counters.stats().dirty == 1
+        assert counters.stats().dirty_since is not None
+        await counters.save("ada")
+        assert (await stored(store, "ada")).count == 1
+        assert counters.stats().dirty == 0
+        await counters.call("ada", Counter.increment)
+        with pytest.raises(ValueError):
+            await counters.call("ada", Counter.fail)
+        await counters.stop("ada")
+        assert (await stored(store, "ada")).count == 2
+
+
+async def test_a_failed_hibernation_keeps_the_agent_live_dirty_and_tried_again():
+    seen = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: seen.append(context))
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(
+        Counter, store=store, durability="hibernate", clock=clock, idle_timeout=60, store_patience=5
+    ) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", lambda: StoreUnavailableError("disk full"), times=math.inf)
+        while not seen:
+            clock.advance(10)
+            await asyncio.sleep(0)
+        assert isinstance(seen[0]["exception"], StoreUnavailableError)
+        assert counters.stats().dirty == 1
+        assert counters.inspect("ada").why_live == "it could not be stored"
+        assert await counters.call("ada", Counter.increment) == 2  # alive, and calls go on
+        store.heal()
+        while counters.lookup("ada") is not None:
+            clock.advance(10)
+            await asyncio.sleep(0)
+        assert (await stored(store, "ada")).count == 2
+
+
+async def test_save_stores_a_fresh_agent_that_nothing_changed():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.get("ada")
+        assert await stored(store, "ada") is None
+        await counters.save("ada")
+        assert (await stored(store, "ada")).count == 0
+
+
+async def test_initial_and_on_start_make_a_fresh_agent_dirty_and_its_first_reply_waits():
+    class Born(Agent):
+        at: int = 0
+
+        async def on_start(self) -> None:
+            self.at = self.at or 7
+
+        async def read(self) -> int:
+            return self.at
+
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Born, store=store) as manager:
+        gate = store.hold("put")
+        call = asyncio.create_task(manager.call("a", Born.read))
+        await gate.reached()
+        assert not call.done()
+        gate.release()
+        assert await call == 7
+        assert (await stored(store, "a", Born)).at == 7
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError("down"), OutcomeUnknownError("?"), RuntimeError("bug")])
+async def test_only_absent_starts_fresh(error):
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        await counters.stop("ada")
+        store.fail("get", error, times=2)
+        outcomes = await asyncio.gather(
+            *(counters.call("ada", Counter.increment) for _ in range(5)), return_exceptions=True
+        )
+        assert all(isinstance(outcome, (ThawError, RuntimeError)) for outcome in outcomes)
+        assert counters.lookup("ada") is None
+        store.heal()
+        assert await counters.call("ada", Counter.increment) == 2
