@@ -6,6 +6,7 @@ from .manager import Inspection, InstanceManager, Stats
 from .persistence import Persistence
 from .stores import MemoryStore, SQLiteStore
 from .stores.base import Durability, Expect, Store, Stored
+from .runtime._turn import commit
 from .system import AgentSystem
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Stats",
     "Store",
     "Stored",
+    "commit",
     "on",
     "readonly",
     "transient",

@@ -248,6 +248,9 @@ class InstanceManager(Generic[A]):
     def call(self, key: str, method: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run one call as a turn of the agent, thawing it if it is not live; return its result.
 
+        A streaming method gives an async iterator, and is one turn from the first item to the end, or to the
+        consumer's leaving; each of its ``yield``s is a commit point.
+
         Cancelled while it waits for its turn, the call is withdrawn; in its turn, it is rolled back; after it, the
         change stays.
 
@@ -263,6 +266,8 @@ class InstanceManager(Generic[A]):
     def dispatch(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Bring a call to its agent. References use it; ``call`` is the checked way."""
         self._check()
+        if method.streaming:
+            return self._registry.stream(key, method, args, kwargs)
         return self._registry.call(key, method, args, kwargs)
 
     @overload
@@ -283,6 +288,8 @@ class InstanceManager(Generic[A]):
         back. A failure goes to the event loop's exception handler.
         """
         found, args, kwargs = self._resolve(key, method, args, kwargs)
+        if found.streaming:
+            raise TypeError(f"{found.name}() streams its items to whoever takes them: call it, don't tell it")
         self._check()
 
         def launch() -> None:

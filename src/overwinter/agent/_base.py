@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABCMeta
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, dataclass_transform
@@ -58,14 +58,18 @@ class Method:
 _struct_names: frozenset[str] = frozenset(dir(msgspec.Struct))
 
 
-def _take_transients(ns: dict[str, Any]) -> frozenset[str]:
+def _take_transients(clsname: str, ns: dict[str, Any]) -> frozenset[str]:
     """Take what is declared ``transient()`` out of a class body, before msgspec would make fields of it."""
     names = frozenset(name for name, value in ns.items() if isinstance(value, _Transient))
     annotations: dict[str, Any] = ns.get("__annotations__", {})
     for name in names:
-        if annotations.pop(name, None) is None:
-            raise TypeError(f"{name} = transient() needs an annotation: {name}: SomeType = transient()")
-        del ns[name]
+        if name in CLAIMED:
+            raise TypeError(f"agent class {clsname}: {name!r} is a name that Agent claims: call the attribute something else")
+        if name not in annotations:
+            raise TypeError(
+                f"agent class {clsname}: {name} = transient() needs an annotation: {name}: SomeType = transient()"
+            )
+        del annotations[name], ns[name]
     return names
 
 
@@ -105,12 +109,14 @@ class AgentMeta(StructMeta, ABCMeta):
                 f"agent class {clsname}: unknown class keyword {next(iter(kw))!r}; "
                 "there are name=, version= and aliases="
             )
-        transients = _take_transients(ns)
+        transients = _take_transients(clsname, ns)
         for base in bases:
             _check_base(clsname, base)
         cls = super().__new__(mcls, clsname, bases, ns, kw_only=True, dict=True, weakref=True)
         if bases and bases[0] is not msgspec.Struct:
-            _types[cls] = AgentType(cast("type[Agent]", cls), name or clsname, version, aliases, transients)
+            _types[cls] = AgentType(
+                cast("type[Agent]", cls), clsname if name is None else name, version, aliases, transients
+            )
         return cls
 
     def __init__(cls, clsname: str, bases: tuple[type, ...], ns: dict[str, Any], /, **kw: Any) -> None:
@@ -171,6 +177,9 @@ class Agent(msgspec.Struct, metaclass=AgentMeta):
     def on_rollback(self) -> None:
         """Called after the fields went back to what they were before a failed call. Mend transient attributes here."""
 
+    def __rich_repr__(self) -> Iterator[Any]:
+        yield from ()  # as below: msgspec's own would show the state
+
     def __repr__(self) -> str:  # never the state: it would end up in logs
         key = self.__dict__.get(KEY)
         return f"<{type(self).__name__} {key!r}>" if key is not None else f"<{type(self).__name__}, not live>"
@@ -187,6 +196,9 @@ class AgentType(Generic[A]):
         self.transients: frozenset[str] = transients.union(
             *(_types[base].transients for base in cls.__mro__[1:] if base in _types)
         )
+        melting = sorted(self.transients & set(cls.__struct_fields__))
+        if melting:
+            raise TypeError(f"agent class {cls.__name__}: {melting[0]} is both transient() and kept: rename one of them")
         self.methods: dict[str, Method] = {}
         self._handlers: dict[str, str] = {}
         for attribute in dir(cls):
@@ -247,6 +259,9 @@ class AgentType(Generic[A]):
         found = self.methods.get(name)
         if found is not None and any(vars(base).get(name) is method for base in self.cls.__mro__):
             return found
+        for other in self.methods.values():  # decorated without functools.wraps, so its name is the wrapper's
+            if other.function is method:
+                return other
         told = getattr(method, "__qualname__", repr(method))
         raise TypeError(
             f"{told} is not a call of agent {self.name}: its calls are {', '.join(sorted(self.public)) or 'none'}"
@@ -260,6 +275,8 @@ class AgentType(Generic[A]):
 
     def _check_keywords(self) -> None:
         where = f"agent class {self.cls.__name__}"
+        if type(self.aliases) is not tuple or len({self.name, *self.aliases}) <= len(self.aliases):
+            raise TypeError(f"{where}: aliases= is a tuple of former names, each once, without the present one")
         for name in (self.name, *self.aliases):
             if (
                 not isinstance(cast(object, name), str)
@@ -268,8 +285,6 @@ class AgentType(Generic[A]):
                 or not name.isprintable()
             ):
                 raise TypeError(f"{where}: a name must be a printable str of 1 to 255 bytes")
-        if type(self.aliases) is not tuple or self.name in self.aliases:
-            raise TypeError(f"{where}: aliases= is a tuple of former names, without the present one")
         if type(self.version) is not int or not 1 <= self.version < 2**31:
             raise TypeError(f"{where}: version= is a whole number from 1 on")
 
@@ -278,6 +293,11 @@ class AgentType(Generic[A]):
         if name in CLAIMED:
             self._check_claimed(name, value)
             return
+        if name == "__init__" and value is not inspect.getattr_static(msgspec.Struct, name):
+            raise TypeError(
+                f"{where}: __init__ is not called when an agent thaws: give the fields defaults, and set what is "
+                "transient in on_start"
+            )
         signals = signal_types(value)
         if isinstance(value, (staticmethod, classmethod)) or name.startswith("__") or name in _struct_names:
             if signals:
@@ -288,6 +308,8 @@ class AgentType(Generic[A]):
         if is_upcast(value):
             return
         if not (inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value)):
+            if signals:
+                raise TypeError(f"{where}: {name} is routed to a signal, so it must be an async method")
             raise TypeError(
                 f"{where}: public method {name} is not async: calls are `async def`; "
                 f"make it a property, or a helper with a leading underscore (_{name})"
@@ -318,3 +340,14 @@ class AgentType(Generic[A]):
         }
         if not fits[wanted]:
             raise TypeError(f"{where}: it must be {wanted}")
+        if name != "on_start":  # what that takes depends on the manager's context, and is checked with it
+            self._check_parameters(getattr(value, "__func__", value), name, where)
+
+    @staticmethod
+    def _check_parameters(function: Callable[..., Any], name: str, where: str) -> None:
+        names = ("data", "version") if name == "load" else ()
+        try:
+            inspect.signature(function).bind(None, *names)
+        except TypeError:
+            takes = f"({', '.join(names)})" if names else "nothing but self"
+            raise TypeError(f"{where}: it must take {takes}") from None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime, time
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from ._models import is_model
@@ -22,7 +22,7 @@ _SIMPLE = frozenset({type(None), bool, int, str, bytes})
 
 def difference(before: Any, after: Any) -> str | None:
     """Return the path to where *after* is not *before* (empty: right here), or ``None`` if they are equal."""
-    kind: Any = type(before)
+    kind = cast("Any", type(before))
     if kind is not type(after):
         whole = kind is int and type(after) is float and before == after  # an int where the class declares a float
         return None if whole else ""
@@ -133,11 +133,10 @@ def _sets(before: set[Any], after: set[Any]) -> str | None:
 
 def levels(plain: Any) -> int:
     """How deep the containers in decoded data are nested."""
-    items: Any = plain.values() if type(plain) is dict else plain if type(plain) is list else None
-    if items is None:
+    if type(plain) is not dict and type(plain) is not list:
         return 0
     deepest = 0
-    for item in items:
+    for item in cast("Any", plain).values() if type(plain) is dict else cast("Any", plain):
         if type(item) is dict or type(item) is list:
             deepest = max(deepest, levels(item))
     return deepest + 1

@@ -6,7 +6,7 @@ A union that msgspec can't tell apart is written as ``[tag, value]``, the tag be
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any, Union, cast
 
 import msgspec
 
@@ -44,11 +44,11 @@ class ItemsCodec(Codec):
         self._item.emit(source, item, pad + 1, depth + 1)
 
     def explain(self, value: Any, path: str, room: int) -> None:
-        if type(value) is not self._cls:
+        if type(value) is not self.gates[0]:
             raise misfit(path, self.label, value, self.gates)
         if room < 1:
             raise too_deep(path)
-        for number, item in enumerate(value):
+        for number, item in enumerate(cast("list[Any]", value)):
             self._item.explain(item, f"{path}[{number}]", room - 1)
 
     def to_wire(self, value: Any) -> Any:
@@ -56,7 +56,7 @@ class ItemsCodec(Codec):
         return sorted(items, key=encode_plain) if self._is_set else items
 
     def from_wire(self, raw: Bytes) -> Any:
-        return self._cls(self._item.decode(item) for item in _raws(raw))
+        return cast("Any", self._cls)(self._item.decode(item) for item in _raws(raw))
 
     def shape(self, seen: set[Any]) -> str:
         return f"{self._cls.__name__}[{self._item.shape(seen)}]"
@@ -84,11 +84,12 @@ class FixedTupleCodec(Codec):
     def explain(self, value: Any, path: str, room: int) -> None:
         if type(value) is not tuple:
             raise misfit(path, self.label, value, self.gates)
-        if len(value) != len(self.parts):
-            raise misfit(f"{path} (a tuple of {len(value)} items)", self.label, value)
+        items = cast("Any", value)
+        if len(items) != len(self.parts):
+            raise misfit(f"{path} (a tuple of {len(items)} items)", self.label, items)
         if room < 1:
             raise too_deep(path)
-        for number, (part, item) in enumerate(zip(self.parts, value, strict=True)):
+        for number, (part, item) in enumerate(zip(self.parts, items, strict=True)):
             part.explain(item, f"{path}[{number}]", room - 1)
 
     def to_wire(self, value: Any) -> Any:
@@ -139,7 +140,7 @@ class DictCodec(Codec):
             raise misfit(path, self.label, value, self.gates)
         if room < 1:
             raise too_deep(path)
-        for number, (key, item) in enumerate(value.items()):
+        for number, (key, item) in enumerate(cast("Any", value).items()):
             if self._any_key and type(key) is not str:
                 raise misfit(f"{path}[key {number}] (declare the keys' type, such as dict[int, str])", "str", key)
             self._key.explain(key, f"{path}[key {number}]", room - 1)
@@ -201,9 +202,10 @@ class UnionCodec(Codec):
             raise TypeError(f"{where}: Any beside other types in a union: name the types")
         self._direct = len(self._real) == 1 or (self._told and all(member.plain_load for member in self._real))
         if not self._direct and self._structs is None and len(self._tags) < len(self._real):
+            name = _twice([member.tag for member in self._real])
             raise TypeError(
-                f"{where}: {self.label} has two members called {_twice([member.tag for member in self._real])}, which a record can't "
-                "tell apart: give one of the classes another name, or wrap it in one"
+                f"{where}: {self.label} has two members called {name}, which a record can't tell apart: "
+                "give one of the classes another name, or wrap it in one"
             )
 
     # ------------------------------------------------------------ check
@@ -251,8 +253,9 @@ class UnionCodec(Codec):
 
     def _member(self, value: Any, path: str = "", room: int = 100) -> Codec | None:
         """The member whose type the value has; of several, the first that it fits."""
-        found = self._by_type.get(type(value), [])
-        if not found and type(value) is int:
+        kind = cast("Any", type(value))
+        found = self._by_type.get(kind, [])
+        if not found and kind is int:
             found = self._by_type.get(float, [])
         if not found:
             return next((member for member in self._real if isinstance(member, AnyCodec)), None)

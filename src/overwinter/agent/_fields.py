@@ -74,6 +74,8 @@ def agent_codec(cls: Any) -> RecordCodec:
     hints = _hints(cls, where)
     names = [name for name, *_ in fields_of(cls, "struct")]
     walk = _Walk(where)  # one walk: a class that several fields hold has one codec
+    said = _inherited(cls)
+    hints = {name: _substitute(hints[name], tuple(said), tuple(said.values())) for name in names}
     codecs = {name: walk.at(f"{where}: field {name}").walk(hints[name]) for name in names}
     found.fill(codecs)
     for name, part in codecs.items():
@@ -168,9 +170,9 @@ class _Walk:
         if isinstance(cls, type) and issubclass(cls, enum.Enum):
             return EnumCodec(cls)
         kind = record_kind(cls)
-        if kind is not None and cls.__module__ != "msgspec":
+        if kind is not None:
             return self._record(cls, cls, kind, {})
-        name = getattr(cls, "__name__", None) or str(cls)
+        name = str(getattr(cast("Any", cls), "__name__", None) or cast("Any", cls))
         raise self.refuse(name, _INSTEAD.get(name, "" if name in _INSTEAD else "use a Struct or a dataclass"))
 
     def _generic(self, annotation: Any, origin: Any, arguments: tuple[Any, ...]) -> Codec:
@@ -239,9 +241,9 @@ class _Walk:
 def _inherited(cls: Any) -> dict[Any, Any]:
     """What ``class IntBox(Box[int])`` says of Box's type variables."""
     found: dict[Any, Any] = {}
-    for base in getattr(cls, "__orig_bases__", ()):
+    for base in cast("tuple[Any, ...]", getattr(cls, "__orig_bases__", ())):
         origin = get_origin(base)
-        if origin is not None and getattr(origin, "__parameters__", ()):
+        if origin is not None and cast("tuple[Any, ...]", getattr(origin, "__parameters__", ())):
             found |= {**_inherited(origin), **dict(zip(origin.__parameters__, get_args(base), strict=False))}
     return found
 

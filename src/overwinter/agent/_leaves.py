@@ -33,7 +33,8 @@ class Scalar(Codec):
         if cls is type(None):
             return f"{var} is not None"
         if cls in (datetime, time):
-            return f"type({var}) is not {source.bind(cls)} or {var}.tzinfo is not None and {var}.tzinfo is not {source.bind(UTC)}"
+            zone = f"{var}.tzinfo is not None and {var}.tzinfo is not {source.bind(UTC)}"
+            return f"type({var}) is not {source.bind(cls)} or {zone}"
         return f"type({var}) is not {cls.__name__ if cls.__module__ == 'builtins' else source.bind(cls)}"
 
     def explain(self, value: Any, path: str, room: int) -> None:
@@ -58,7 +59,8 @@ def _check_str(value: str, path: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise AgentStateError(
-            f"{path}: a str with a lone surrogate at position {error.start}: decode the bytes it came from as UTF-8, or keep bytes"
+            f"{path}: a str with a lone surrogate at position {error.start}: "
+            "decode the bytes it came from as UTF-8, or keep bytes"
         ) from None
 
 
@@ -100,15 +102,15 @@ class EnumCodec(Codec):
     def __init__(self, cls: type[enum.Enum]) -> None:
         super().__init__(cls, cls.__name__)
         self.gates = (cls,)
-        flags = list(cast("Any", cls)(n) for n in (0, sum(m.value for m in cls))) if issubclass(cls, enum.Flag) else []
+        flags = [cast("Any", cls)(n) for n in (0, sum(m.value for m in cls))] if issubclass(cls, enum.Flag) else []
         self.own_load = self.own_dump = self._by_value(cls, [*cls, *flags])
         first = next(iter(cls), None)
         self.wires = frozenset({"int" if self.own_load and isinstance(getattr(first, "value", ""), int) else "str"})
 
     @staticmethod
-    def _by_value(cls: type[enum.Enum], members: list[enum.Enum]) -> bool:
+    def _by_value(kind: type[enum.Enum], members: list[enum.Enum]) -> bool:
         try:
-            decoder = msgspec.msgpack.Decoder(cls)
+            decoder = msgspec.msgpack.Decoder(kind)
             return all(decoder.decode(encode_plain(member)) is member for member in members)
         except (TypeError, ValueError, msgspec.MsgspecError):
             return False
@@ -126,12 +128,13 @@ class EnumCodec(Codec):
     def from_wire(self, raw: bytes | msgspec.Raw) -> Any:
         name = msgspec.msgpack.decode(raw, type=str)
         try:
-            return cast("Any", self.annotation)[name]
+            return self.annotation[name]
         except KeyError:
             raise msgspec.ValidationError(f"Expected `{self.label}`, got a name that it hasn't") from None
 
     def shape(self, seen: set[Any]) -> str:
-        return f"{self.label}({','.join(f'{name}={member.value!r}' for name, member in cast('Any', self.annotation).__members__.items())})"
+        members = (f"{name}={member.value!r}" for name, member in self.annotation.__members__.items())
+        return f"{self.label}({','.join(members)})"
 
 
 class LiteralCodec(Codec):
@@ -142,7 +145,7 @@ class LiteralCodec(Codec):
         super().__init__(
             annotation, f"Literal[{', '.join(map(repr, values))}]", tag="|".join(k.__name__ for k in kinds)
         )
-        self._values = frozenset((type(value), value) for value in values)
+        self._values: frozenset[tuple[type, Any]] = frozenset(zip(map(type, values), values, strict=True))
         self.gates, self.wires = tuple(kinds), frozenset(SCALARS[kind][0] for kind in kinds)
 
     def test(self, source: Source, var: str, depth: int) -> str:
@@ -203,7 +206,8 @@ class Constrained(Codec):
     def settle(self, where: str) -> None:
         if not self.plain_load:
             raise TypeError(
-                f"{where}: a msgspec.Meta constraint can't stand on {self.label}, which overwinter reads itself: put it on the parts"
+                f"{where}: a msgspec.Meta constraint can't stand on {self.label}, which overwinter reads itself: "
+                "put it on the parts"
             )
 
     def test(self, source: Source, var: str, depth: int) -> str | None:
@@ -245,7 +249,7 @@ class AnyCodec(Codec):
         return f"type({var}) not in {source.bind(_PLAIN)} and not {source.bind(self._fits)}({var}, room - {depth})"
 
     def _fits(self, value: Any, room: int) -> bool:
-        kind = type(value)
+        kind = cast("Any", type(value))
         if kind in _PLAIN:
             return True
         if room < 1:
@@ -260,7 +264,7 @@ class AnyCodec(Codec):
         return False
 
     def explain(self, value: Any, path: str, room: int) -> None:
-        kind = type(value)
+        kind = cast("Any", type(value))
         if kind is int or kind is str:
             SCALARS[kind][1](value, path)  # type: ignore[misc]  # both have a check
         elif kind not in _PLAIN:
@@ -272,13 +276,14 @@ class AnyCodec(Codec):
 
     def _explain_items(self, value: Any, path: str, room: int) -> None:
         if type(value) is list:
-            for number, item in enumerate(cast("list[Any]", value)):
+            for number, item in enumerate(cast("Any", value)):
                 self.explain(item, f"{path}[{number}]", room - 1)
             return
         for number, (key, item) in enumerate(cast("dict[Any, Any]", value).items()):
             if type(key) not in self._keys:
                 raise AgentStateError(
-                    f"{path}[key {number}]: a {type(key).__name__} as a key under Any: {self._advice}, such as dict[int, str]"
+                    f"{path}[key {number}]: a {type(key).__name__} as a key under Any: {self._advice}, "
+                    "such as dict[int, str]"
                 )
             self.explain(key, f"{path}[key {number}]", room)
             self.explain(item, f"{path}[entry {number}]", room - 1)

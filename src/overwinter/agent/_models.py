@@ -42,7 +42,7 @@ def model_problem(cls: Any) -> str | None:
         return "keeping pydantic models takes pydantic 2.11 or newer"
     hidden = sorted(name for name, field in cls.model_fields.items() if field.exclude)
     if hidden:
-        return f"its field {hidden[0]} is declared exclude=True, so it would be lost: keep it, or make it a private attribute"
+        return f"its field {hidden[0]} is declared exclude=True, so it would be lost: include it, or keep it elsewhere"
     return None
 
 
@@ -55,6 +55,8 @@ def enc_hook(value: Any) -> Any:
 
 def dec_hook(cls: type[Any], data: Any) -> Any:
     """Make a model of what came from outside, by its aliases or its field names."""
+    if cls is object:  # an annotation that means Any, and that msgspec takes for a class of the user's
+        return data
     if not is_model(cls):
         raise NotImplementedError(f"nothing converts to {cls.__name__}")
     if isinstance(data, cls):
@@ -64,6 +66,8 @@ def dec_hook(cls: type[Any], data: Any) -> Any:
 
 def thaw_hook(cls: type[Any], data: Any) -> Any:
     """Make a model of what ``enc_hook`` made of one. JSON mode lets strict models take their own dates and sets."""
+    if cls is object:  # an annotation that means Any, and that msgspec takes for a class of the user's
+        return data
     if not is_model(cls):
         raise NotImplementedError(f"nothing converts to {cls.__name__}")
     try:

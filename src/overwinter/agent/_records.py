@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -36,19 +36,20 @@ class Field(NamedTuple):
     codec: Codec
 
 
-def record_kind(cls: Any) -> str | None:
-    """What sort of class with fields *cls* is, if it is one."""
-    if not isinstance(cls, type):
+def record_kind(kind: Any) -> str | None:
+    """What sort of class with fields *kind* is, if it is one."""
+    if not isinstance(kind, type):
         return None
-    if issubclass(cls, msgspec.Struct):
+    bases = cast("Any", kind).__mro__
+    if msgspec.Struct in bases:
         return "struct"
-    if issubclass(cls, dict) and hasattr(cls, "__total__"):
+    if dict in bases and hasattr(kind, "__total__"):
         return "typeddict"
-    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+    if tuple in bases and hasattr(kind, "_fields"):
         return "namedtuple"
-    if dataclasses.is_dataclass(cls):
+    if hasattr(kind, "__dataclass_fields__"):
         return "dataclass"
-    return "attrs" if hasattr(cls, "__attrs_attrs__") else None
+    return "attrs" if hasattr(kind, "__attrs_attrs__") else None
 
 
 def fields_of(cls: Any, kind: str) -> list[tuple[str, str, str | None, bool]]:
@@ -115,7 +116,8 @@ class RecordCodec(Bodied):
             f._field_type.name == "_FIELD_INITVAR" for f in self.cls.__dataclass_fields__.values()
         ):
             raise TypeError(
-                f"{where}: dataclass {self.label} has an InitVar, which is not kept: make it a field, or use a factory method"
+                f"{where}: dataclass {self.label} has an InitVar, which is not kept: "
+                "make it a field, or use a factory method"
             )
         if not self.plain_load and self._array and self.kind == "struct":
             raise TypeError(
@@ -192,7 +194,8 @@ class RecordCodec(Bodied):
             }
         if extras:
             raise AgentStateError(
-                f"{path}: holds {len(extras)} more than {self.label} declares, which would be lost: declare it as a field, or don't set it"
+                f"{path}: holds {len(extras)} more than {self.label} declares, which would be lost: "
+                "declare it as a field, or don't set it"
             )
 
     # ------------------------------------------------------------ wire

@@ -13,14 +13,21 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from ..errors import AgentStateError, CorruptRecordError, MigrationError, MissingInitialError, NewerRecordError
+from ..errors import (
+    AgentStateError,
+    CorruptRecordError,
+    MigrationError,
+    MissingInitialError,
+    NewerRecordError,
+    OverwinterError,
+)
 from ._codec import LIMIT, encode_plain, reach, too_deep
 from ._compare import difference, levels
 from ._fields import UnresolvedAnnotation, agent_codec
 from ._leaves import AnyCodec, ModelCodec
 from ._models import enc_hook, safe_text
 from ._records import RecordCodec, fields_of
-from ._upcasts import collect_upcasts, is_upcast, upcast
+from ._upcasts import collect_upcasts, is_fields, is_upcast, run_upcast, upcast
 
 __all__ = ["Schema", "UnresolvedAnnotation", "collect_upcasts", "is_upcast", "upcast"]
 
@@ -169,9 +176,18 @@ class Schema(Generic[A]):
         return cast("dict[str, Any]", _untyped(encode_plain(plain)))
 
     def load_plain(self, data: Any, version: int) -> A:
-        """Make an agent of what ``dump_plain`` returned; what it was in another *version* is the caller's business."""
+        """Make an agent of what ``dump_plain`` of a class of *version* returned."""
+        if version > self.version:
+            raise NewerRecordError(
+                f"{self.name}: the data is of version {version}, this class of version {self.version}: deploy the newer class"
+            )
         try:
-            return cast(A, self._codec.decode(encode_plain(data)))
+            body = encode_plain(data)
+            if version < self.version:
+                body = self._upcast(body, version, self.name)
+            return cast(A, self._codec.decode(body))
+        except OverwinterError:
+            raise
         except Exception as error:  # noqa: BLE001  # validators are the user's
             raise MigrationError(
                 f"{self.name}: data of version {version} does not fit the class: {safe_text(error)}"
@@ -192,7 +208,8 @@ class Schema(Generic[A]):
         where = f"{self.name} {key!r}"
         if version > self.version:
             raise NewerRecordError(
-                f"{where}: the record is of version {version}, this class of version {self.version}: deploy the newer class"
+                f"{where}: the record is of version {version}, this class of version {self.version}: "
+                "deploy the newer class"
             )
         if self.custom:
             return self._load(body, version, where), {}
@@ -237,33 +254,17 @@ class Schema(Generic[A]):
             raise self._unreadable(where, version, True, safe_text(error)) from None
         for since in range(version, self.version):
             step = self._upcasts.get(since)
-            if step is None or not _is_fields(data):
+            if step is None or not is_fields(data):
                 raise CorruptRecordError(
                     f"{where}: the record is no map of fields of version {since}: restore a backup"
                 )
-            data = self._step(step, since, data, where)
+            data = run_upcast(step, since, data, where)
         try:
             return encode_plain(self._rewired(data))
         except Exception as error:
             raise MigrationError(
                 f"{where}: the result of @upcast(since={self.version - 1}) can't be written: mend it"
             ) from error
-
-    @staticmethod
-    def _step(
-        step: Callable[[dict[str, Any]], dict[str, Any]], since: int, data: dict[str, Any], where: str
-    ) -> dict[str, Any]:
-        try:
-            result: object = step(data)
-        except Exception as error:
-            raise MigrationError(
-                f"{where}: @upcast(since={since}) raised {type(error).__name__}: mend it; the stored bytes are unchanged"
-            ) from error
-        if not _is_fields(result):
-            raise MigrationError(
-                f"{where}: @upcast(since={since}) returned {type(result).__name__}: it must return a dict of fields by name"
-            )
-        return cast("dict[str, Any]", result)
 
     def _rewired(self, data: dict[str, Any]) -> dict[str, Any]:
         """Let an upcast return real values too, where the wire has a form of our own for them."""
@@ -282,7 +283,8 @@ class Schema(Generic[A]):
             agent: object = cast("Any", self.cls).load(data, version)
         except Exception as error:
             raise MigrationError(
-                f"{where}: load() raised {type(error).__name__} on data of version {version}; the stored bytes are unchanged"
+                f"{where}: load() raised {type(error).__name__} on data of version {version}; "
+                "the stored bytes are unchanged"
             ) from error
         if type(agent) is not self.cls:
             raise MigrationError(
@@ -293,7 +295,7 @@ class Schema(Generic[A]):
     # ------------------------------------------------------------ without a record
 
     def restore(self, agent: A, body: bytes, extras: Mapping[str, Any] = _NOTHING) -> None:
-        """Put the fields back in place from bytes that ``encode`` made. *extras*, which *body* holds too, are no fields."""
+        """Put the fields back in place from bytes that ``encode`` made; *extras* are no fields, and stay where they are."""
         before = self.copy(body)
         for name in agent.__struct_fields__:
             setattr(agent, name, getattr(before, name))
@@ -333,18 +335,13 @@ class Schema(Generic[A]):
         missing = [name for name in self.required if name not in given]
         unknown = sorted(str(name) for name in given.keys() - self._names)
         if missing or unknown:
-            wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(
-                unknown
-            )
+            wrong = {"lacks": missing, "has unknown": unknown}
+            told = " and ".join(f"{what} {', '.join(names)}" for what, names in wrong.items() if names)
             raise MissingInitialError(
-                f"{where}: initial {' and '.join(wrong)}: pass initial={{...}} with the fields of {self.cls.__name__}, "
+                f"{where}: initial {told}: pass initial={{...}} with the fields of {self.cls.__name__}, "
                 "or give the fields defaults"
             )
         return self.cls(**given)
 
 
 _KINDS = "keep values that the declared type can give back, or make the attribute transient()"
-
-
-def _is_fields(data: object) -> bool:
-    return type(data) is dict and all(type(name) is str for name in cast("dict[Any, Any]", data))

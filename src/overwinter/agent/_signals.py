@@ -68,7 +68,13 @@ class Route:
     def __init__(self, agent: str, type: str, function: Callable[..., Any]) -> None:
         self.agent, self.type, self.method = agent, type, function.__name__
         parameters = list(inspect.signature(function).parameters.values())[1:]
-        hints = get_type_hints(function, include_extras=True)
+        try:
+            hints = get_type_hints(function, include_extras=True)
+        except NameError as error:
+            raise TypeError(
+                f"agent {agent}: an annotation of {self.method}, which is routed to signal {type!r}, says {error.name}, "
+                f"which is not defined: import it at run time too, since the signal's data is converted by it"
+            ) from None
         self._whole = next((p.name for p in parameters if hints.get(p.name) is Signal), None)
         self._open = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != self._whole]

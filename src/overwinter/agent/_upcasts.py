@@ -9,7 +9,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar, cast
 
-__all__ = ["Upcast", "collect_upcasts", "is_upcast", "upcast"]
+from ..errors import MigrationError
+
+__all__ = ["Upcast", "collect_upcasts", "is_fields", "is_upcast", "run_upcast", "upcast"]
 
 Upcast: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
 U = TypeVar("U", bound=Upcast)
@@ -22,17 +24,15 @@ def upcast(*, since: int) -> Callable[[U], U]:
 
     It gets a dict that is its own and returns the new one; stored bytes change only with the agent's next write.
     """
-    if type(since) is not int or since < 1:
+    if type(cast(object, since)) is not int or since < 1:
         raise TypeError("@upcast takes the version that it converts from, a whole number from 1 on: @upcast(since=1)")
 
     def mark(function: U) -> U:
         inner = getattr(function, "__func__", function)
-        if isinstance(function, classmethod) or not callable(inner):
+        if isinstance(cast(object, function), classmethod) or not callable(inner):
             raise TypeError("@upcast marks a static method that takes the old dict and returns the new one")
         if getattr(inner, _MARK, since) != since:
-            raise TypeError(
-                f"@upcast: {getattr(inner, '__name__', 'a function')} is marked twice: write one function for each version"
-            )
+            raise TypeError(f"@upcast: {inner.__name__} is marked twice: write one function for each version")
         setattr(inner, _MARK, since)
         return function
 
@@ -82,3 +82,27 @@ def _check(where: str, is_own: bool, function: Any, since: int, version: int, tw
         raise TypeError(
             f"{where}: upcast {function.__name__} must take one argument, the old dict: mark a static method"
         )
+
+
+def is_fields(data: Any) -> bool:
+    """Whether *data* is what an upcast takes and returns."""
+    return type(data) is dict and all(type(name) is str for name in cast("Any", data))
+
+
+def run_upcast(step: Upcast, since: int, data: dict[str, Any], where: str) -> dict[str, Any]:
+    """Take one step of the chain.
+
+    Raises:
+        MigrationError: the user's function raised, or returned something else than fields.
+    """
+    try:
+        result = step(data)
+    except Exception as error:
+        raise MigrationError(
+            f"{where}: @upcast(since={since}) raised {type(error).__name__}: mend it; the stored bytes are unchanged"
+        ) from error
+    if not is_fields(result):
+        raise MigrationError(
+            f"{where}: @upcast(since={since}) returned {type(result).__name__}: it must return a dict of fields by name"
+        )
+    return result

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 from ..agent import Agent, Method
@@ -17,12 +17,13 @@ from ..stores.base import Expect
 from ._home import ABORT_GRACE, Effect, Home, Retired, all_done
 from ._ledger import Ledger, MakeError
 from ._lifecycle import Event, State, after
-from ._turn import TURN, Turn, current_turn, waits_for_itself
+from ._turn import TURN, Consumer, Turn, current_turn, waits_for_itself
 from ._turnstile import Turnstile
 
 __all__ = ["Performer"]
 
 A = TypeVar("A", bound=Agent)
+Send = Callable[[Any], Awaitable[None]]
 
 
 class Performer(Generic[A]):
@@ -60,8 +61,10 @@ class Performer(Generic[A]):
     def lose(self, error: OverwinterError | None) -> None:
         """Drop this copy: somebody else owns the agent."""
 
-    async def run(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def run(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], send: Send | None = None) -> Any:
         """Run one call as a turn, in the caller's task; return its result when what it made or saw is durable.
+
+        A streaming call gives each of its items to *send*, likewise.
 
         Raises:
             Retired: this life ended before the call began.
@@ -80,9 +83,10 @@ class Performer(Generic[A]):
         turn: Turn | None = None
         try:
             await self._admit(readonly)
-            turn, token = self._begin()
+            turn, token = self._begin(readonly)
             try:
-                result = await method.function(self.agent, *args, **kwargs)
+                body = method.function(self.agent, *args, **kwargs)
+                result = await (body if send is None else self._send_items(turn, body, send))
                 tag = self._finish(turn, readonly)
             except BaseException as error:  # noqa: BLE001  # it goes to the caller, below
                 failure = self._failed(turn, error, readonly)
@@ -122,12 +126,31 @@ class Performer(Generic[A]):
                 self.lose(None)
                 raise Retired
 
-    def _begin(self) -> tuple[Turn, Any]:
+    def _begin(self, readonly: bool) -> tuple[Turn, Any]:
         task = asyncio.current_task()
         assert task is not None
-        turn = Turn(task)
+        turn = Turn(task, readonly=readonly, commit=self._commit)
         self.running.add(turn)
         return turn, TURN.set(turn)
+
+    async def _send_items(self, turn: Turn, items: AsyncGenerator[Any, None], send: Send) -> None:
+        """Each ``yield`` is a commit point: the item leaves when the version that it saw is durable."""
+        consumer = turn.caller
+        if consumer is not None:
+            turn.wait_for(Consumer(consumer))  # it waits while nobody takes its items
+        try:
+            async for item in items:
+                tag = self._finish(turn, turn.readonly)
+                if self.ledger.gated and tag > self.ledger.dur:
+                    await self.ledger.wait(tag)
+                await send(item)
+        finally:
+            await items.aclose()
+
+    async def _commit(self, turn: Turn) -> None:
+        self._finish(turn, turn.readonly)
+        if not turn.readonly:
+            await self.ledger.persist()
 
     def _finish(self, turn: Turn, readonly: bool) -> int:
         """Make a version of what the turn changed, if it did; return the version that the reply depends on."""
@@ -138,6 +161,7 @@ class Performer(Generic[A]):
             self._seal()
         if turn.effects:
             ledger.when_durable(ledger.cur, turn.effects)
+            turn.effects = None
         return ledger.cur
 
     def _seal(self) -> None:

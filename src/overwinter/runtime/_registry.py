@@ -16,7 +16,9 @@ from ..errors import CorruptRecordError, OverwinterError, ReentrantCallError, Su
 from ..stores.base import Expect
 from ._home import Home, Retired
 from ._lifecycle import State
+from ._performer import Send
 from ._server import AgentServer
+from ._stream import Stream
 from ._turn import Turn, current_turn, waits_for_itself
 
 __all__ = ["Registry"]
@@ -80,6 +82,20 @@ class Registry(Generic[A]):
             # Owners that lost a race come back at different times, or they would race again.
             await self.home.terms.clock.sleep(random.uniform(0, pause))  # noqa: S311
             pause = min(0.1, pause * 2)
+
+    def stream(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
+        """Run one streaming call, in a task of its own, when its first item is asked for."""
+
+        async def produce(send: Send) -> None:
+            while True:
+                server = await self.live(key)
+                try:
+                    await server.run(method, args, kwargs, send)
+                except Retired:
+                    continue
+                return
+
+        return Stream(produce, self.home.spawn, Address(self, key))
 
     async def snapshot(self, key: str) -> A:
         """A detached copy of the agent as it is between turns."""

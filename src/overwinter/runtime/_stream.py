@@ -1,0 +1,125 @@
+"""The consumer's end of a streaming call. It knows a task and a buffer; not what is streamed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Self
+
+from ._turn import Host, current_turn
+
+__all__ = ["BUFFER", "Stream"]
+
+BUFFER = 16
+"""Items that a streaming call may be ahead of its consumer."""
+
+
+class _Channel:
+    """Items on their way. The producer holds this and not the stream, so that a forgotten stream is collected."""
+
+    __slots__ = ("_room", "_waiter", "ended", "failure", "items")
+
+    def __init__(self) -> None:
+        self.items: deque[Any] = deque()
+        self.ended = False
+        self.failure: BaseException | None = None
+        self._room = asyncio.Semaphore(BUFFER)
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def send(self, item: Any) -> None:
+        await self._room.acquire()
+        self.items.append(item)
+        self._wake()
+
+    def end(self, failure: BaseException | None) -> None:
+        self.ended, self.failure = True, failure
+        self._wake()
+
+    async def take(self) -> Any:
+        while not self.items:
+            if self.ended:
+                if self.failure is not None:
+                    failure, self.failure = self.failure, None
+                    raise failure
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        self._room.release()
+        return self.items.popleft()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Stream:
+    """The items of one streaming call; an async iterator, and an async context manager that ends it.
+
+    The call begins with the first item that is asked for. Leaving early, by ``break``, an error, cancellation,
+    ``aclose()`` or the end of ``async with``, ends it at once and rolls back to its last ``yield`` or ``commit()``.
+    """
+
+    def __init__(
+        self, produce: Callable[[Any], Awaitable[None]], spawn: Callable[[Any], asyncio.Task[Any]], host: Host
+    ) -> None:
+        self._produce, self._spawn, self._host = produce, spawn, host
+        self._channel = _Channel()
+        self._task: asyncio.Task[Any] | None = None
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._closed:
+            raise StopAsyncIteration
+        if self._task is None:
+            self._task = self._spawn(_run(self._produce, self._channel))
+        caller = current_turn()
+        if caller is not None:
+            caller.wait_for(self._host)
+        try:
+            return await self._channel.take()
+        except asyncio.CancelledError:
+            self._leave()
+            raise
+        finally:
+            if caller is not None:
+                caller.waited_for(self._host)
+
+    async def aclose(self) -> None:
+        """End the call, if it runs; return when it has ended. Idempotent."""
+        self._leave()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    def _leave(self) -> None:
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def __del__(self) -> None:
+        # A `break` leaves the iterator to the garbage collector, which may run in any thread.
+        if self._task is not None and not self._task.done():
+            loop = self._task.get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._task.cancel)
+
+
+async def _run(produce: Callable[[Any], Awaitable[None]], channel: _Channel) -> None:
+    try:
+        await produce(channel.send)
+    except asyncio.CancelledError as error:
+        channel.end(error)
+        raise
+    except Exception as error:  # noqa: BLE001  # it is the consumer's
+        channel.end(error)
+    else:
+        channel.end(None)

@@ -1,0 +1,232 @@
+"""Streaming calls and commit(): what leaves early is durable, and what follows it can still be undone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence, commit, readonly
+from overwinter.errors import ReentrantCallError, UsageError
+from overwinter.testing import FaultyStore, until
+
+
+class Chat(Agent):
+    history: list[str] = []
+
+    async def on_start(self, context) -> None:
+        self.context = context
+
+    async def say(self, *words: str, fail: bool = False):
+        self.history.append("user")
+        for word in words:
+            self.history.append(word)
+            yield word
+        if fail:
+            self.history.append("never kept")
+            raise ValueError("as asked")
+
+    async def count(self, to: int):
+        for number in range(to):
+            yield number
+
+    async def for_ever(self):
+        number = 0
+        while True:
+            self.history.append(str(number))
+            yield number
+            number += 1
+            await asyncio.sleep(0)
+
+    @readonly
+    async def read(self) -> list[str]:
+        return list(self.history)
+
+    @readonly
+    async def replay(self):
+        for word in self.history:
+            yield word
+
+    async def in_two_steps(self, event: asyncio.Event) -> None:
+        self.history.append("first")
+        await commit()
+        self.history.append("second")
+        await event.wait()
+        raise ValueError("as asked")
+
+    async def commit_in_a_task(self) -> None:
+        await asyncio.create_task(commit())
+
+    async def talk_to(self, key: str) -> list[str]:
+        found = []
+        async for word in self.context["chats"].call(key, Chat.say, "hi"):
+            found.append(word)
+            await self.context["chats"].call(key, Chat.read)
+        return found
+
+
+def managed(store=None, **options):
+    return InstanceManager(Chat, store=MemoryStore() if store is None else store, context={}, **options)
+
+
+async def kept(store) -> list[str]:
+    async with Persistence(store) as persistence:
+        chat = await persistence.thaw(Chat, "a")
+        return [] if chat is None else chat.history
+
+
+async def test_a_stream_gives_its_items_in_order_and_is_one_turn():
+    async with managed() as chats:
+        chat = await chats.get("a")
+        got = []
+        async for word in chat.say("hello", "world"):
+            got.append(word)
+            read = asyncio.create_task(chats.call("a", Chat.read)) if len(got) == 1 else read
+            assert not read.done()
+        assert got == ["hello", "world"]
+        assert await read == ["user", "hello", "world"]
+        assert [number async for number in chats.call("a", Chat.count, 100)] == list(range(100))
+
+
+async def test_an_item_leaves_when_the_version_it_saw_is_durable():
+    store = FaultyStore(MemoryStore())
+    async with managed(store) as chats:
+        await chats.get("a")
+        gate = store.hold("put")
+        stream = chats.call("a", Chat.say, "hello", "world")
+        first = asyncio.ensure_future(anext(stream))
+        await gate.reached()
+        assert not first.done()
+        gate.release()
+        assert await first == "hello"
+        assert (await kept(store))[:2] == ["user", "hello"]
+        await stream.aclose()
+
+
+async def test_a_stream_that_fails_keeps_what_its_last_item_saw():
+    store = MemoryStore()
+    async with managed(store) as chats:
+        got = []
+        with pytest.raises(ValueError, match="as asked"):
+            async for word in chats.call("a", Chat.say, "hello", fail=True):
+                got.append(word)
+        assert got == ["hello"]
+        assert await chats.call("a", Chat.read) == ["user", "hello"] == await kept(store)
+
+
+@pytest.mark.parametrize("how", ["aclose", "async with", "break", "cancel"])
+async def test_a_consumer_that_leaves_ends_the_turn(how):
+    async with managed() as chats:
+        stream = chats.call("a", Chat.for_ever)
+        assert await anext(stream) == 0
+        if how == "aclose":
+            await stream.aclose()
+        elif how == "async with":
+            async with stream:
+                pass
+        elif how == "break":
+            async for _ in stream:
+                break
+            del stream
+            gc.collect()
+        else:
+
+            async def consume():
+                async for _ in stream:
+                    pass
+
+            task = asyncio.create_task(consume())
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+        history = await asyncio.wait_for(chats.call("a", Chat.read), 5)
+        assert history == [str(number) for number in range(len(history))]
+        assert chats.inspect("a").running == 0
+
+
+async def test_a_stream_is_at_most_a_buffer_ahead():
+    async with managed() as chats:
+        stream = chats.call("a", Chat.for_ever)
+        await anext(stream)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        await stream.aclose()
+        assert len(await chats.call("a", Chat.read)) <= 20
+
+
+async def test_a_stream_that_nobody_takes_never_begins():
+    async with managed() as chats:
+        chats.call("a", Chat.say, "hello")
+        assert chats.lookup("a") is None
+
+
+async def test_readonly_streams_run_beside_each_other():
+    async with managed() as chats:
+        async for _ in chats.call("a", Chat.say, "x"):
+            pass
+        one, two = chats.call("a", Chat.replay), chats.call("a", Chat.replay)
+        assert [await anext(one), await anext(two)] == ["user", "user"]
+        await one.aclose()
+        await two.aclose()
+
+
+@pytest.mark.parametrize("source", ["self", "other"])
+async def test_an_agent_that_takes_a_stream_and_calls_its_source_is_told(source):
+    async with managed() as chats:
+        chats._home.context["chats"] = chats
+        with pytest.raises(ReentrantCallError):
+            await asyncio.wait_for(chats.call("self", Chat.talk_to, source), 5)
+        assert await chats.call("other", Chat.read) in ([], ["user"], ["user", "hi"])
+
+
+async def test_close_ends_a_stream():
+    chats = managed()
+    await chats.open()
+    stream = chats.call("a", Chat.for_ever)
+    await anext(stream)
+    await chats.close(deadline=0.1)
+    with pytest.raises(Exception, match="closes"):
+        async for _ in stream:
+            pass
+
+
+async def test_commit_is_durable_and_is_where_a_failure_rolls_back_to():
+    for durability in ("call", "hibernate"):
+        store = MemoryStore()
+        async with managed(store, durability=durability) as chats:
+            event = asyncio.Event()
+            call = asyncio.create_task(chats.call("a", Chat.in_two_steps, event))
+            await until(lambda: chats.inspect("a").running and chats._registry.servers["a"].ledger.dur)
+            assert await kept(store) == ["first"]
+            event.set()
+            with pytest.raises(ValueError, match="as asked"):
+                await call
+            assert await chats.call("a", Chat.read) == ["first"] == await kept(store)
+
+
+async def test_commit_outside_a_turn_does_nothing_and_in_another_task_is_refused():
+    await commit()
+    async with managed() as chats:
+        with pytest.raises(UsageError, match="own task"):
+            await chats.call("a", Chat.commit_in_a_task)
+
+
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
+async def test_a_plain_object_streams_in_a_unit_test():
+    chat = Chat()
+    assert [word async for word in chat.say("a", "b")] == ["a", "b"]
+    with pytest.raises(ValueError, match="as asked"):
+        await chat.in_two_steps(_set())
+    assert chat.history == ["user", "a", "b", "first", "second"]
+
+
+async def test_a_stream_is_not_told():
+    async with managed() as chats:
+        with pytest.raises(TypeError, match="don't tell it"):
+            chats.tell("a", Chat.say, "x")
