@@ -4,9 +4,9 @@ from .agent import Agent, Signal, on, readonly, transient, upcast
 from .errors import OverwinterError
 from .manager import Inspection, InstanceManager, Stats
 from .persistence import Persistence
+from .runtime._turn import commit
 from .stores import MemoryStore, SQLiteStore
 from .stores.base import Durability, Expect, Store, Stored
-from .runtime._turn import commit
 from .system import AgentSystem
 
 __all__ = [

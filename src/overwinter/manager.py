@@ -10,7 +10,7 @@ import contextvars
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from datetime import timedelta
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, cast, overload
 
 from ._clock import Clock, LoopClock
 from ._types import check_key
@@ -30,13 +30,27 @@ from .runtime._turn import TURN, current_turn
 from .runtime._view import Inspection, Stats, inspect, stats
 from .stores.base import Store
 
-__all__ = ["Inspection", "InstanceManager", "Stats"]
+__all__ = ["Inspection", "InstanceManager", "ManagerOptions", "Stats"]
 
 A = TypeVar("A", bound=Agent)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 Durability = Literal["call", "hibernate"]
+
+
+class ManagerOptions(TypedDict, total=False):
+    """What ``AgentSystem.manager`` takes and hands on: the options of a manager that are not the system's."""
+
+    idle_timeout: float | timedelta | None
+    durability: Durability
+    key_fn: KeyFunction | None
+    max_state: int
+    store_patience: float
+    shared: bool
+    superseded: Literal["raise", "retry"]
+    owner_wait: float
+    clock: Clock | None
 
 
 class InstanceManager(Generic[A]):
@@ -314,7 +328,7 @@ class InstanceManager(Generic[A]):
     def _resolve(
         self, key: str, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Method, Any, dict[str, Any]]:
-        if key not in self._registry.servers:
+        if type(key) is not str or key not in self._registry.servers:
             check_key(key, self._kind.name)
         if not isinstance(method, Signal):
             return self._kind.method(method), args, kwargs

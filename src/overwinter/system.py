@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from .agent import Agent
 from .errors import UsageError
-from .manager import InstanceManager, close_together
+from .manager import InstanceManager, ManagerOptions, close_together
 from .stores.base import Store
 
 __all__ = ["AgentSystem"]
@@ -34,7 +34,7 @@ class AgentSystem:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    def manager(self, agent_class: type[A], **options: Any) -> InstanceManager[A]:
+    def manager(self, agent_class: type[A], **options: Unpack[ManagerOptions]) -> InstanceManager[A]:
         """Make the manager of one agent class; it opens with the system, or at once if that is open."""
         if self._closed:
             raise UsageError("this AgentSystem was closed: make a new one")

@@ -209,6 +209,33 @@ async def test_an_unknown_outcome_that_somebody_else_overtook():
         assert await counters.call("ada", Counter.increment) == 51
 
 
+async def test_a_store_that_raises_what_it_likes_while_an_outcome_is_unknown():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=60) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", OutcomeUnknownError("reset"), after=True)
+        store.fail("head", ConnectionResetError("bug"), times=2)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        while not call.done():
+            await asyncio.sleep(0)
+            clock.advance(0.1)
+        assert await call == 2
+        assert store.calls["head"] == 3
+
+
+@pytest.mark.parametrize("verb", ["get", "head"])
+async def test_a_store_that_raises_what_it_likes_on_reading(verb):
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, shared=True) as counters:
+        if verb == "head":
+            await counters.call("ada", Counter.increment)
+        store.fail(verb, ConnectionResetError("by peer"))
+        with pytest.raises((ThawError, StoreUnavailableError), match="Counter 'ada'.*can't be read") as caught:
+            await counters.call("ada", Counter.increment)
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+        assert await counters.call("ada", Counter.increment) == (2 if verb == "head" else 1)
+
+
 async def write_behind(store, by: int) -> None:
     async with Persistence(store) as persistence:
         other = await persistence.thaw(Counter, "ada")

@@ -268,7 +268,7 @@ async def test_a_wrong_signal_is_an_error_that_says_how(signal, error, told):
             await orders.call("456", signal)
 
 
-@pytest.mark.parametrize("key", ["", 7, None, b"ada", "x" * 1025, "é" * 513, "\ud800"])
+@pytest.mark.parametrize("key", ["", 7, None, [], b"ada", "x" * 1025, "é" * 513, "\ud800"])
 async def test_a_bad_key_is_refused_everywhere(key):
     async with InstanceManager(Counter, store=MemoryStore()) as counters:
         with pytest.raises(InvalidKeyError):

@@ -195,6 +195,7 @@ class Ledger:
             if self._terms.gated:
                 self._host.hold()
             self._recovery = self._host.spawn(self._recover(error))
+            self._recovery.add_done_callback(self._recovery_ended)
 
     def _after_success(self) -> None:
         self._release()
@@ -290,6 +291,15 @@ class Ledger:
             self._host.unhold()
         self._after_success()
 
+    def _recovery_ended(self, task: asyncio.Task[Any]) -> None:
+        """A bug of ours in the recovery must not leave anybody waiting for ever."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._recovery = None
+            self._host.lose(self.superseded())
+            self._fail(lambda _: _unknown(self._who))
+            raise error
+
     async def _adopt(self) -> bool:
         """After a conflict: whether what is stored is an earlier try of ours, to be written on top of."""
         if not self._attempted or self._keeper.store is None:
@@ -301,6 +311,7 @@ class Ledger:
         if head is None or head not in self._attempted:
             return False
         self.revision = head
+        self._sequence += 1
         self._attempted.discard(head)
         return True
 
@@ -314,6 +325,7 @@ class Ledger:
 
         if not await self._host.roll_back_to(self.dur_body, why):
             self._recovery = None
+            self._fail(lambda _: why())
             return
         self.cur, self.cur_body, self.down = self.dur, self.dur_body, True
         self.dirty_since = None

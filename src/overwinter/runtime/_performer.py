@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from ..agent import Agent, Method
 from ..agent._base import KEY
 from ..errors import AgentStateError, OverwinterError, ReentrantCallError, StoreUnavailableError
-from ..stores.base import Expect
+from ..stores.base import Expect, Revision
 from ._home import ABORT_GRACE, Effect, Home, Retired, all_done
 from ._ledger import Ledger, MakeError
 from ._lifecycle import Event, State, after
@@ -117,14 +117,21 @@ class Performer(Generic[A]):
         ledger = self.ledger
         if ledger.down and ledger.putting and not readonly:
             raise StoreUnavailableError(f"{self._who}: the store is unavailable; not called. Try again later")
-        if self.home.shared and ledger.clean:
+        if self.home.shared and ledger.clean and self.home.keeper.store is not None:
             # While a put is outstanding its condition is the check; else the store must be asked, or a
             # write of another process would go unseen until our next one.
-            store = self.home.keeper.store
-            head = await store.head(ledger.store_key) if store is not None else None
+            head = await self._head()
             if (Expect.ABSENT if head is None else head) != ledger.revision and ledger.clean:
                 self.lose(None)
                 raise Retired
+
+    async def _head(self) -> Revision | None:
+        store = self.home.keeper.store
+        assert store is not None
+        try:
+            return await store.head(self.ledger.store_key)
+        except Exception as error:  # a store of one's own may raise anything
+            raise StoreUnavailableError(f"{self._who}: the store can't be read; not called. Try again later") from error
 
     def _begin(self, readonly: bool) -> tuple[Turn, Any]:
         task = asyncio.current_task()

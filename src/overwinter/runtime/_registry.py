@@ -108,7 +108,7 @@ class Registry(Generic[A]):
         self, key: str, initial: Mapping[str, Any] | A | None = None, missing: str = "create"
     ) -> AgentServer[A]:
         """The life of *key*, begun now if there is none. Cancel-safe: what was begun goes on."""
-        if key not in self.servers:
+        if type(key) is not str or key not in self.servers:
             check_key(key, self.home.kind.name)
         asked = (initial is None, missing)
         while True:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from ..agent import Agent
@@ -74,7 +75,7 @@ class AgentServer(Performer[A]):
             loaded = await home.keeper.load(self.key)
         except ThawError:
             raise
-        except OverwinterError as error:
+        except Exception as error:  # a store of one's own may raise anything
             raise ThawError(f"{self._who}: the store can't be read, so nothing was started; try again") from error
         if loaded is not None:
             self.agent = loaded.agent
@@ -251,9 +252,10 @@ class AgentServer(Performer[A]):
         if not self.turns.try_enter(False):
             await self.turns.enter(False)
         ledger, store = self.ledger, self.home.keeper.store
+        deleted = partial(AgentDeletedError, f"{self._who} was deleted before this call was done")
         try:
             await ledger.settle()
-            self.turns.evict(lambda: AgentDeletedError(f"{self._who} was deleted before this call began"))
+            self.turns.evict(deleted)
             if store is not None and ledger.revision is not Expect.ABSENT:
                 await store.delete(ledger.store_key, expected=ledger.revision)
         except RevisionConflictError:
@@ -264,9 +266,9 @@ class AgentServer(Performer[A]):
         except BaseException:
             self.turns.leave(False)
             raise
-        ledger.lost = True
         self.state = after(self.state, Event.LOST)
-        self.turns.evict(lambda: AgentDeletedError(f"{self._who} was deleted before this call began"))
+        ledger.abandon(deleted)
+        self.turns.evict(deleted)
         await self._on_stop()
         self.state = after(self.state, Event.LEFT)
         self._end()
