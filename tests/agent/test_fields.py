@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import enum
 import math
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -230,7 +231,7 @@ HASHABLE: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (Color, st.sampled_from(Color)),
     (Level, st.sampled_from(Level)),
     (Rights, st.sampled_from([Rights(0), Rights.READ, Rights.READ | Rights.WRITE])),
-    (Literal["a", 1, True, None], st.sampled_from(["a", 1, True, None])),
+    (Literal["a", 1, True] | None, st.sampled_from(["a", 1, True, None])),
     (tuple[int, str], st.tuples(int64, text)),
     (tuple[int, ...], st.lists(int64, max_size=3).map(tuple)),
     (Point, st.builds(Point, int64, st.floats(allow_nan=False))),
@@ -259,7 +260,7 @@ PLAIN: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (Message | int | str | None, st.none() | int64 | text | st.builds(Message, text)),
     (str | bytes | date | UUID, text | st.binary(max_size=3) | st.dates() | st.uuids()),
     (int | float | str | None, st.none() | int64 | st.floats() | text),
-    (Literal["auto"] | int | str, st.just("auto") | int64 | text),
+    (Literal["auto"] | int | str, st.just("auto") | int64 | text),  # noqa: PYI051  # people write it
     (Options | OtherOptions | Point, st.just({"depth": 1}) | st.just({"width": 2}) | st.builds(Point, int64)),
     (list[int] | Color | dict[str, int], st.lists(int64, max_size=2) | st.sampled_from(Color) | st.just({"a": 1})),
     (Box[int], st.builds(Box, int64)),
@@ -277,8 +278,8 @@ def nested(inner: tuple[Any, st.SearchStrategy[Any]]) -> st.SearchStrategy[tuple
         (tuple[annotation, int], st.tuples(values, int64)),
         (dict[str, annotation], st.dictionaries(text, values, max_size=3)),
         (dict[int, annotation], st.dictionaries(int64, values, max_size=3)),
-        (Optional[annotation], st.none() | values),
-        (Union[annotation, Late], values | st.builds(Late, int64)),
+        (Optional[annotation], st.none() | values),  # noqa: UP045  # None | None is no annotation
+        (Union[annotation, Late], values | st.builds(Late, int64)),  # noqa: UP007  # as above
         (Crate[annotation], st.builds(Crate, items)),
     ]
     return st.sampled_from([form for form in forms if annotation is not Any or "Late" not in str(form[0])])
@@ -301,7 +302,7 @@ cases = (typed | st.sampled_from(HASHABLE).flatmap(hashed).flatmap(nested)).flat
 )
 
 
-@settings(derandomize=True, max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(cases)
 def test_what_goes_in_comes_back(case: tuple[Any, Any]) -> None:
     annotation, value = case
@@ -320,7 +321,7 @@ def test_every_type_comes_back(annotation: Any, values: st.SearchStrategy[Any]) 
     check()
 
 
-@settings(derandomize=True, max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(PLAIN).flatmap(nested), st.sampled_from(PLAIN).flatmap(nested).flatmap(lambda pair: pair[1]))
 def test_what_passes_the_check_comes_back_whatever_it_is(target: tuple[Any, Any], value: Any) -> None:
     """A value of one type offered to another: refused, or the same afterwards."""
@@ -392,7 +393,7 @@ LIES: list[tuple[Any, Any, str]] = [
     (Any, Level.LOW, "Level under Any"),
     (Any, Point(1), "its real type"),
     (dict[str, Any], {"a": datetime(2020, 1, 1, tzinfo=UTC)}, "datetime under Any"),
-    (Optional[int], "x", "expected int | None, got str"),
+    (int | None, "x", "expected int | None, got str"),
     (int | str, 1.5, "got float"),
     (Literal["a", 1], True, "got bool"),
     (Literal["a", 1], "b", "got another str"),
@@ -467,7 +468,7 @@ def test_any_is_at_most_a_hundred_levels_deep() -> None:
     it = codec(Any)
     it.check(deep(100), "Agent.field")
     it.check(deep(99), "Agent.field", 1)
-    for too_many in (deep(101), deep(100_000)):
+    for too_many in (deep(101), deep(10_000)):
         with pytest.raises(AgentStateError, match="more than 100 levels"):
             it.check(too_many, "Agent.field")
 
@@ -489,11 +490,14 @@ def levels_of(data: Any) -> int:
     return 0 if items is None else 1 + max(map(levels_of, items), default=0)
 
 
-@pytest.mark.parametrize(("annotation", "leaf", "wrap"), [
-    (Tree, Tree(1), lambda inner: Tree(2, [inner])),
-    (Branch, Leaf(1), lambda inner: Branch([inner])),
-    (Leaf | Branch, Leaf(1), lambda inner: Branch([inner])),
-])
+@pytest.mark.parametrize(
+    ("annotation", "leaf", "wrap"),
+    [
+        (Tree, Tree(1), lambda inner: Tree(2, [inner])),
+        (Branch, Leaf(1), lambda inner: Branch([inner])),
+        (Leaf | Branch, Leaf(1), lambda inner: Branch([inner])),
+    ],
+)
 def test_what_passes_is_at_most_a_hundred_levels_deep_on_the_wire(annotation: Any, leaf: Any, wrap: Any) -> None:
     it = codec(annotation)
     value = leaf if annotation is not Branch else wrap(leaf)
@@ -555,9 +559,21 @@ def test_a_hidden_attrs_field_is_not_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"\xc1", b"\x91", b"\x92\xa3Foo\x01", b"\x92\xa4Leaf\xc0", b"\x93\xa4Leaf\x01\x01", b"\x81\xa1a\x01", b"\x01"]
+    "raw",
+    [
+        b"",
+        b"\xc1",
+        b"\x91",
+        b"\x92\xa3Foo\x01",
+        b"\x92\xa4Leaf\xc0",
+        b"\x93\xa4Leaf\x01\x01",
+        b"\x81\xa1a\x01",
+        b"\x01",
+    ],
 )
-@pytest.mark.parametrize("annotation", [Leaf | Branch, Branch, list[Leaf | Branch], Part, Mixed, set[Mixed], Cat | Kennel])
+@pytest.mark.parametrize(
+    "annotation", [Leaf | Branch, Branch, list[Leaf | Branch], Part, Mixed, set[Mixed], Cat | Kennel]
+)
 def test_other_bytes_are_a_decoding_error(annotation: Any, raw: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, msgspec.ValidationError)):
         codec(annotation).decode(raw)
@@ -616,6 +632,18 @@ def test_the_shape_names_fields_and_types_but_no_modules() -> None:
     assert codec(Color).shape(set()) != codec(Level).shape(set())
     assert codec(Annotated[int, msgspec.Meta(ge=0)]).shape(set()) == "int(ge=0)"
     assert codec(UserMsg).shape(set()) == "UserMsg(role?:Literal[user],text:str)"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="the type statement is of Python 3.12")
+def test_an_alias_is_what_it_stands_for() -> None:
+    names: dict[str, Any] = {"Message": Message, "Leaf": Leaf}
+    exec("type Said = Message | Leaf\ntype Maybe[X] = X | None\ntype Json = dict[str, Json] | int", names)
+    said: Any = names["Said"]
+    assert round_trip(list[said], [Message("a"), Leaf(1)]) == [Message("a"), Leaf(1)]
+    assert round_trip(names["Maybe"][said], None) is None
+    assert codec(names["Maybe"][int]).shape(set()) == "int|None"
+    with pytest.raises(TypeError, match="recursive alias Json can't be kept: use Any, or a class"):
+        codec(names["Json"])
 
 
 # ---------------------------------------------------------------- what can't be kept at all

@@ -65,7 +65,7 @@ async def test_a_turn_that_changes_nothing_writes_nothing():
     async with InstanceManager(Counter, store=store) as counters:
         assert await counters.call("ada", Counter.nothing) == 0
         assert await counters.call("ada", Counter.increment, 0) == 0
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="as asked"):
             await counters.call("ada", Counter.fail)
         assert store.calls["put"] == 0
         await counters.call("ada", Counter.increment)
@@ -230,7 +230,7 @@ async def test_a_store_that_raises_what_it_likes_on_reading(verb):
         if verb == "head":
             await counters.call("ada", Counter.increment)
         store.fail(verb, ConnectionResetError("by peer"))
-        with pytest.raises((ThawError, StoreUnavailableError), match="Counter 'ada'.*can't be read") as caught:
+        with pytest.raises((ThawError, StoreUnavailableError), match=r"Counter 'ada'.*can't be read") as caught:
             await counters.call("ada", Counter.increment)
         assert isinstance(caught.value.__cause__, ConnectionResetError)
         assert await counters.call("ada", Counter.increment) == (2 if verb == "head" else 1)
@@ -303,7 +303,7 @@ async def test_hibernate_replies_at_once_and_stores_on_stop():
         assert (await stored(store, "ada")).count == 1
         assert counters.stats().dirty == 0
         await counters.call("ada", Counter.increment)
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="as asked"):
             await counters.call("ada", Counter.fail)
         await counters.stop("ada")
         assert (await stored(store, "ada")).count == 2

@@ -79,12 +79,12 @@ async def kept(store) -> list[str]:
 async def test_a_stream_gives_its_items_in_order_and_is_one_turn():
     async with managed() as chats:
         chat = await chats.get("a")
-        got = []
-        async for word in chat.say("hello", "world"):
-            got.append(word)
-            read = asyncio.create_task(chats.call("a", Chat.read)) if len(got) == 1 else read
-            assert not read.done()
-        assert got == ["hello", "world"]
+        words = chat.say("hello", "world")
+        assert await anext(words) == "hello"
+        read = asyncio.create_task(chats.call("a", Chat.read))
+        assert await anext(words) == "world"
+        assert not read.done()
+        assert [word async for word in words] == []
         assert await read == ["user", "hello", "world"]
         assert [number async for number in chats.call("a", Chat.count, 100)] == list(range(100))
 
@@ -107,11 +107,10 @@ async def test_an_item_leaves_when_the_version_it_saw_is_durable():
 async def test_a_stream_that_fails_keeps_what_its_last_item_saw():
     store = MemoryStore()
     async with managed(store) as chats:
-        got = []
+        words = chats.call("a", Chat.say, "hello", fail=True)
+        assert await anext(words) == "hello"
         with pytest.raises(ValueError, match="as asked"):
-            async for word in chats.call("a", Chat.say, "hello", fail=True):
-                got.append(word)
-        assert got == ["hello"]
+            await anext(words)
         assert await chats.call("a", Chat.read) == ["user", "hello"] == await kept(store)
 
 

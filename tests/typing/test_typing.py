@@ -14,8 +14,9 @@ HERE = Path(__file__).parent
 
 
 def _mypy(path: Path) -> set[int]:
+    flags = ["--strict", "--no-incremental", "--enable-error-code=unused-awaitable"]
     run = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--enable-error-code=unused-awaitable", str(path)],
+        [sys.executable, "-m", "mypy", *flags, str(path)],
         capture_output=True, text=True, cwd=HERE.parent.parent,
     )  # fmt: skip
     lines = re.findall(rf"{path.name}:(\d+): error", run.stdout)

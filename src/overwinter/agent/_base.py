@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABCMeta
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, dataclass_transform
@@ -16,6 +16,7 @@ import msgspec
 from msgspec import StructMeta
 
 from ..errors import UsageError
+from ._checks import check_fields, check_hook, check_init, check_keywords
 from ._schema import Schema, UnresolvedAnnotation, collect_upcasts, is_upcast
 from ._signals import Route, signal_types
 
@@ -64,7 +65,9 @@ def _take_transients(clsname: str, ns: dict[str, Any]) -> frozenset[str]:
     annotations: dict[str, Any] = ns.get("__annotations__", {})
     for name in names:
         if name in CLAIMED:
-            raise TypeError(f"agent class {clsname}: {name!r} is a name that Agent claims: call the attribute something else")
+            raise TypeError(
+                f"agent class {clsname}: {name!r} is a name that Agent claims: call the attribute something else"
+            )
         if name not in annotations:
             raise TypeError(
                 f"agent class {clsname}: {name} = transient() needs an annotation: {name}: SomeType = transient()"
@@ -76,6 +79,7 @@ def _take_transients(clsname: str, ns: dict[str, Any]) -> frozenset[str]:
 def _check_base(clsname: str, base: type) -> None:
     """Fields come from agents alone: msgspec would pass over the annotations of any other base in silence."""
     for parent in base.__mro__:
+        check_init(f"agent class {clsname}", vars(parent))
         kept = [n for n, hint in vars(parent).get("__annotations__", {}).items() if "ClassVar" not in str(hint)]
         if (
             kept
@@ -84,8 +88,7 @@ def _check_base(clsname: str, base: type) -> None:
         ):
             raise TypeError(
                 f"agent class {clsname}: base {parent.__name__} annotates {kept[0]!r} but is no agent, "
-                f"so it would not be kept: "
-                f"make {parent.__name__} a subclass of Agent"
+                f"so it would not be kept: make {parent.__name__} a subclass of Agent"
             )
 
 
@@ -109,6 +112,7 @@ class AgentMeta(StructMeta, ABCMeta):
                 f"agent class {clsname}: unknown class keyword {next(iter(kw))!r}; "
                 "there are name=, version= and aliases="
             )
+        check_init(f"agent class {clsname}", ns)
         transients = _take_transients(clsname, ns)
         for base in bases:
             _check_base(clsname, base)
@@ -177,8 +181,8 @@ class Agent(msgspec.Struct, metaclass=AgentMeta):
     def on_rollback(self) -> None:
         """Called after the fields went back to what they were before a failed call. Mend transient attributes here."""
 
-    def __rich_repr__(self) -> Iterator[Any]:
-        yield from ()  # as below: msgspec's own would show the state
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []  # as below: msgspec's own would show the state
 
     def __repr__(self) -> str:  # never the state: it would end up in logs
         key = self.__dict__.get(KEY)
@@ -192,21 +196,23 @@ class AgentType(Generic[A]):
         self, cls: type[A], name: str, version: int, aliases: tuple[str, ...], transients: frozenset[str]
     ) -> None:
         self.cls, self.name, self.version, self.aliases = cls, name, version, aliases
-        self._check_keywords()
+        check_keywords(f"agent class {cls.__name__}", name, version, aliases)
         self.transients: frozenset[str] = transients.union(
             *(_types[base].transients for base in cls.__mro__[1:] if base in _types)
         )
         melting = sorted(self.transients & set(cls.__struct_fields__))
         if melting:
-            raise TypeError(f"agent class {cls.__name__}: {melting[0]} is both transient() and kept: rename one of them")
+            raise TypeError(f"agent class {cls.__name__}: {melting[0]} is both kept and transient(): rename one")
         self.methods: dict[str, Method] = {}
         self._handlers: dict[str, str] = {}
-        for attribute in dir(cls):
-            self._take(attribute, inspect.getattr_static(cls, attribute))
+        found = {attribute: inspect.getattr_static(cls, attribute) for attribute in dir(cls)}
+        check_fields(f"agent class {cls.__name__}", cls.__struct_fields__, found)
+        for attribute, value in found.items():
+            self._take(attribute, value)
         self.custom = cls.dump is not Agent.dump
         if self.custom != (getattr(cls.load, "__func__", None) is not getattr(Agent.load, "__func__", None)):
             raise TypeError(f"agent class {cls.__name__}: dump and load belong together: override both or neither")
-        if self.custom and any(is_upcast(inspect.getattr_static(cls, n)) for n in dir(cls)):
+        if self.custom and any(map(is_upcast, found.values())):
             raise TypeError(
                 f"agent class {cls.__name__}: with a load of its own an @upcast is never called: "
                 "migrate in load(data, version)"
@@ -216,7 +222,7 @@ class AgentType(Generic[A]):
         self.starts = cls.on_start is not Agent.on_start
         self.stops = cls.on_stop is not Agent.on_stop
         self.mends = cls.on_rollback is not Agent.on_rollback
-        cached = {n for n in dir(cls) if isinstance(inspect.getattr_static(cls, n), cached_property)}
+        cached = {name for name, value in found.items() if isinstance(value, cached_property)}
         self.settable = frozenset(self.transients | cached | {KEY})
         if not self.abstract:
             with suppress(UnresolvedAnnotation):  # a name defined further down: checked when a manager is built
@@ -273,32 +279,14 @@ class AgentType(Generic[A]):
 
     # ------------------------------------------------------------ the checks
 
-    def _check_keywords(self) -> None:
-        where = f"agent class {self.cls.__name__}"
-        if type(self.aliases) is not tuple or len({self.name, *self.aliases}) <= len(self.aliases):
-            raise TypeError(f"{where}: aliases= is a tuple of former names, each once, without the present one")
-        for name in (self.name, *self.aliases):
-            if (
-                not isinstance(cast(object, name), str)
-                or not name
-                or len(name.encode(errors="surrogatepass")) > 255
-                or not name.isprintable()
-            ):
-                raise TypeError(f"{where}: a name must be a printable str of 1 to 255 bytes")
-        if type(self.version) is not int or not 1 <= self.version < 2**31:
-            raise TypeError(f"{where}: version= is a whole number from 1 on")
-
     def _take(self, name: str, value: Any) -> None:
         where = f"agent class {self.cls.__name__}"
         if name in CLAIMED:
             self._check_claimed(name, value)
             return
-        if name == "__init__" and value is not inspect.getattr_static(msgspec.Struct, name):
-            raise TypeError(
-                f"{where}: __init__ is not called when an agent thaws: give the fields defaults, and set what is "
-                "transient in on_start"
-            )
-        signals = signal_types(value)
+        # An override keeps its base's routes: they belong to the name, and would be lost in silence.
+        marks = (signal_types(vars(base)[name]) for base in self.cls.__mro__ if name in vars(base))
+        signals = next(filter(None, marks), ())
         if isinstance(value, (staticmethod, classmethod)) or name.startswith("__") or name in _struct_names:
             if signals:
                 raise TypeError(f"{where}: {name} is routed to a signal, so it must be an async method")
@@ -340,14 +328,4 @@ class AgentType(Generic[A]):
         }
         if not fits[wanted]:
             raise TypeError(f"{where}: it must be {wanted}")
-        if name != "on_start":  # what that takes depends on the manager's context, and is checked with it
-            self._check_parameters(getattr(value, "__func__", value), name, where)
-
-    @staticmethod
-    def _check_parameters(function: Callable[..., Any], name: str, where: str) -> None:
-        names = ("data", "version") if name == "load" else ()
-        try:
-            inspect.signature(function).bind(None, *names)
-        except TypeError:
-            takes = f"({', '.join(names)})" if names else "nothing but self"
-            raise TypeError(f"{where}: it must take {takes}") from None
+        check_hook(where, name, getattr(value, "__func__", value))

@@ -133,10 +133,11 @@ def _sets(before: set[Any], after: set[Any]) -> str | None:
 
 def levels(plain: Any) -> int:
     """How deep the containers in decoded data are nested."""
-    if type(plain) is not dict and type(plain) is not list:
+    kind = cast("Any", type(plain))
+    if kind is not dict and kind is not list:
         return 0
     deepest = 0
-    for item in cast("Any", plain).values() if type(plain) is dict else cast("Any", plain):
+    for item in plain.values() if kind is dict else plain:
         if type(item) is dict or type(item) is list:
             deepest = max(deepest, levels(item))
     return deepest + 1

@@ -179,7 +179,8 @@ class Schema(Generic[A]):
         """Make an agent of what ``dump_plain`` of a class of *version* returned."""
         if version > self.version:
             raise NewerRecordError(
-                f"{self.name}: the data is of version {version}, this class of version {self.version}: deploy the newer class"
+                f"{self.name}: the data is of version {version}, this class of version {self.version}: "
+                "deploy the newer class"
             )
         try:
             body = encode_plain(data)
@@ -295,7 +296,7 @@ class Schema(Generic[A]):
     # ------------------------------------------------------------ without a record
 
     def restore(self, agent: A, body: bytes, extras: Mapping[str, Any] = _NOTHING) -> None:
-        """Put the fields back in place from bytes that ``encode`` made; *extras* are no fields, and stay where they are."""
+        """Put the fields back in place from bytes that ``encode`` made. *extras* are no fields."""
         before = self.copy(body)
         for name in agent.__struct_fields__:
             setattr(agent, name, getattr(before, name))

@@ -72,8 +72,8 @@ class Route:
             hints = get_type_hints(function, include_extras=True)
         except NameError as error:
             raise TypeError(
-                f"agent {agent}: an annotation of {self.method}, which is routed to signal {type!r}, says {error.name}, "
-                f"which is not defined: import it at run time too, since the signal's data is converted by it"
+                f"agent {agent}: an annotation of {self.method}, routed to signal {type!r}, says {error.name}, "
+                "which is not defined: import it at run time too, for the data is converted to it"
             ) from None
         self._whole = next((p.name for p in parameters if hints.get(p.name) is Signal), None)
         self._open = any(p.kind is p.VAR_KEYWORD for p in parameters)
