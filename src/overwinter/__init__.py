@@ -1,6 +1,7 @@
 """Persistent, stateful agents: typed objects, addressed by a key, that survive restarts."""
 
-from .agent import Agent, Signal, on, readonly, transient, upcast
+from ._types import Interval
+from .agent import Agent, Signal, interleave, on, readonly, transient, upcast
 from .errors import OverwinterError
 from .manager import Inspection, InstanceManager, Stats
 from .persistence import Persistence
@@ -16,6 +17,7 @@ __all__ = [
     "Expect",
     "Inspection",
     "InstanceManager",
+    "Interval",
     "MemoryStore",
     "OverwinterError",
     "Persistence",
@@ -25,6 +27,7 @@ __all__ = [
     "Store",
     "Stored",
     "commit",
+    "interleave",
     "on",
     "readonly",
     "transient",

@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from .errors import InvalidKeyError
 
-__all__ = ["MAX_KEY_BYTES", "check_key"]
+__all__ = ["MAX_KEY_BYTES", "Interval", "check_key", "seconds"]
 
 MAX_KEY_BYTES = 1024
+
+
+class Interval:
+    """``durability=Interval(0.5)``: a reply means memory; each change is stored that many seconds later at most.
+
+    A ``kill -9`` costs at most the interval, the time of one put, and the turn that runs.
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, every: float | timedelta) -> None:
+        self.seconds = seconds("Interval", every)
+
+    def __repr__(self) -> str:
+        return f"Interval({self.seconds:g})"
+
+
+def seconds(option: str, value: float | timedelta) -> float:
+    """*value* in seconds, which must be 0 or more."""
+    found = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not 0 <= found < float("inf"):
+        raise ValueError(f"{option} must be 0 or more seconds, not {found:g}")
+    return found
 
 
 def check_key(key: object, agent: str) -> str:

@@ -6,6 +6,8 @@ It never holds state, a message's content or a connection string: exception text
 
 from __future__ import annotations
 
+from typing import Self
+
 __all__ = [
     "AgentDeletedError",
     "AgentNotFoundError",
@@ -29,6 +31,8 @@ __all__ = [
     "StoreUnavailableError",
     "SupersededError",
     "ThawError",
+    "TurnCancelledError",
+    "TurnTimeoutError",
     "UnknownAgentError",
     "UnknownSignalError",
     "UsageError",
@@ -37,6 +41,12 @@ __all__ = [
 
 class OverwinterError(Exception):
     """The root: ``except OverwinterError`` catches whatever the library itself raises."""
+
+    def again(self) -> Self:
+        """The same error for one more of those who wait: a shared one would collect everybody's traceback."""
+        other = type(self)(*self.args)
+        other.__cause__ = self.__cause__
+        return other
 
 
 # ---------------------------------------------------------------- how the library is used
@@ -79,6 +89,14 @@ class OutsideTurnError(OverwinterError, RuntimeError):
 
 class ReentrantCallError(OverwinterError, RuntimeError):
     """A call that would wait for itself: an agent called itself, or two called each other, inside their turns."""
+
+
+class TurnCancelledError(OverwinterError):
+    """Somebody ended the running call with ``manager.cancel(key)``; it has no effect beyond its commit points."""
+
+
+class TurnTimeoutError(OverwinterError, TimeoutError):
+    """The call ran longer than ``turn_timeout`` and was ended; it has no effect beyond its commit points."""
 
 
 class AgentDeletedError(OverwinterError, LookupError):

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, cast, overload
 
 from ._clock import Clock, LoopClock
-from ._types import check_key
+from ._types import Interval, check_key, seconds
 from .agent import Agent, Method, Signal, agent_type
 from .errors import ClosedError, UnknownSignalError, UsageError
 from .persistence import MAX_STATE, Keeper, KeyFunction
@@ -36,7 +36,7 @@ A = TypeVar("A", bound=Agent)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Durability = Literal["call", "hibernate"]
+Durability = Literal["call", "hibernate"] | Interval
 
 
 class ManagerOptions(TypedDict, total=False):
@@ -50,6 +50,7 @@ class ManagerOptions(TypedDict, total=False):
     shared: bool
     superseded: Literal["raise", "retry"]
     owner_wait: float
+    turn_timeout: float | timedelta | None
     clock: Clock | None
 
 
@@ -60,17 +61,21 @@ class InstanceManager(Generic[A]):
         agent_class: the class of all agents here.
         store: where they are kept; ``None``: nowhere, an agent ends when it is idle.
         idle_timeout: seconds without a call or attachment after which an agent hibernates; ``None``: never.
-        durability: ``"call"``: a reply means that what the call changed is stored. ``"hibernate"``: changes are
-            stored when the agent hibernates or is saved; a crash loses what came after that.
+        durability: ``"call"``: a reply means that what the call changed is stored. ``Interval(seconds)``: it is
+            stored that much later at most. ``"hibernate"``: it is stored when the agent hibernates or is saved. Under
+            the last two a crash loses what was not stored yet.
         context: handed to each agent's ``on_start``.
         key_fn: makes the store key from the agent's name and the key; it must tell all pairs apart.
         max_state: bytes that an encoded state may have.
         store_patience: seconds that a failing store is tried again before callers are told.
         shared: let several processes of one machine own these agents at once. Each turn then first asks the
-            store whether its copy is current.
+            store whether its copy is current. Under ``"hibernate"`` two owners may both acknowledge changes, and
+            only those of the first to store survive: use ``"call"``.
         superseded: what happens to a call whose change was lost to another owner: ``"raise"`` SupersededError,
             or ``"retry"``, which runs its method again on the agent as it is now.
         owner_wait: seconds to wait for another owner of these agents to leave, before ``StoreInUseError``.
+        turn_timeout: seconds that a call may run before it is ended with ``TurnTimeoutError`` and rolled back; waiting
+            for its turn, and for the store afterwards, does not count.
         clock: where time comes from.
     """
 
@@ -88,29 +93,32 @@ class InstanceManager(Generic[A]):
         shared: bool = False,
         superseded: Literal["raise", "retry"] = "raise",
         owner_wait: float = 5.0,
+        turn_timeout: float | timedelta | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._kind = agent_type(agent_class)
         self._kind.check()
-        if durability not in ("call", "hibernate"):
-            raise ValueError(f'durability must be "call" or "hibernate", not {durability!r}')
+        if not isinstance(durability, Interval) and durability not in ("call", "hibernate"):
+            raise ValueError(f'durability must be "call", Interval(seconds) or "hibernate", not {durability!r}')
         if superseded not in ("raise", "retry"):
             raise ValueError(f'superseded must be "raise" or "retry", not {superseded!r}')
         self._store, self._shared, self._owner_wait = store, shared, owner_wait
         clock = clock or LoopClock()
         keeper = Keeper(self._kind, store, key_fn=key_fn, max_state=max_state, now=clock.time)
-        terms = Terms(gated=store is not None and durability == "call", patience=store_patience, clock=clock)
+        gated = store is not None and durability == "call"
+        interval = durability.seconds if isinstance(durability, Interval) else None
+        terms = Terms(gated=gated, interval=interval, patience=store_patience, clock=clock)
         self._home: Home[A] = Home(self._kind, keeper, terms, context, shared, self._report, self._remove)
         if idle_timeout is not None:
-            seconds = idle_timeout.total_seconds() if isinstance(idle_timeout, timedelta) else float(idle_timeout)
-            if not seconds >= 0:
-                raise ValueError("idle_timeout must be 0 or more seconds, or None")
-            self._home.idle = IdleTracker(clock, seconds, self._expire)
+            self._home.idle = IdleTracker(clock, seconds("idle_timeout", idle_timeout), self._expire)
+        if turn_timeout is not None:
+            self._home.turn_timeout = seconds("turn_timeout", turn_timeout)
         self._registry: Registry[A] = Registry(self._home, retry=superseded == "retry")
         self._reference = reference_class(self._kind)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._closing = False
+        self._close_task: asyncio.Task[None] | None = None
         self._claimed: list[str] = []
         self._leased = False
 
@@ -136,7 +144,7 @@ class InstanceManager(Generic[A]):
             raise UsageError(
                 f"{self!r} is open already" if not self._closing else f"{self!r} was closed: make a new one"
             )
-        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._settle_in()
         try:
             await self._take_store()
         except BaseException:
@@ -145,9 +153,14 @@ class InstanceManager(Generic[A]):
 
     def _open_soon(self) -> None:
         """Open in the background; calls wait for it. For the system, whose ``manager()`` can't wait."""
-        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._settle_in()
         self._home.opening = self._home.spawn(self._take_store())
         self._home.opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # callers get it
+
+    def _settle_in(self) -> None:
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._home.ground = contextvars.copy_context()
+        self._home.ground.run(TURN.set, None)
 
     async def _take_store(self) -> None:
         if self._store is None:
@@ -172,7 +185,7 @@ class InstanceManager(Generic[A]):
         Raises:
             CloseError: with the keys of the agents that are not stored.
         """
-        if self._loop is None or self._closing:
+        if self._loop is None:
             return
         self._check_place()
         await close_together([self], deadline)
@@ -186,7 +199,7 @@ class InstanceManager(Generic[A]):
 
     def _check(self) -> None:
         """Raise unless a call may begin here and now. While it closes, running turns may still call."""
-        if self._loop is None or (self._closing and current_turn() is None):
+        if self._loop is None or self._home.closed or (self._closing and current_turn() is None):
             state = (
                 "is closed" if self._closing else "is not open: use `async with manager:`, or `await manager.open()`"
             )
@@ -305,11 +318,11 @@ class InstanceManager(Generic[A]):
         if found.streaming:
             raise TypeError(f"{found.name}() streams its items to whoever takes them: call it, don't tell it")
         self._check()
+        context = contextvars.copy_context()
+        context.run(TURN.set, None)  # it is no part of the turn that told it
 
         def launch() -> None:
-            context = contextvars.copy_context()
-            context.run(TURN.set, None)  # it is no part of the turn that told it
-            context.run(self._home.spawn, self._told(key, found, args, kwargs))
+            self._home.spawn(self._told(key, found, args, kwargs), context=context)
 
         turn = current_turn()
         if turn is None:
@@ -355,6 +368,16 @@ class InstanceManager(Generic[A]):
         server = self._registry.servers.get(key)
         if server is not None:
             server.watch()
+
+    def cancel(self, key: str) -> bool:
+        """End the calls of an agent that run now: the "stop generating" button. Return whether any did.
+
+        The agent sees ``CancelledError``, its caller ``TurnCancelledError``, and the state rolls back to the last
+        commit point. Calls that wait for their turn then have it.
+        """
+        self._check()
+        server = self._registry.servers.get(key)
+        return server is not None and server.cancel()
 
     async def save(self, key: str) -> None:
         """Store a live agent now, and keep it live. Idempotent and cancel-safe.
@@ -416,16 +439,28 @@ class InstanceManager(Generic[A]):
 
 
 async def close_together(managers: list[InstanceManager[Any]], deadline: float) -> None:
-    """Close managers whose agents may call each other. Cancelled, it goes on closing."""
+    """Close managers whose agents may call each other. Cancelled, it goes on closing; called again, it waits for it."""
+    todo = [manager for manager in managers if manager._close_task is None]
+    if todo:
+        task = asyncio.get_running_loop().create_task(_close(todo, deadline))
+        for manager in todo:
+            manager._closing, manager._close_task = True, task  # intake ends now, not when the task starts
+    for closing in {manager._close_task for manager in managers}:
+        if closing is not None:
+            await asyncio.shield(closing)
+
+
+async def _close(managers: list[InstanceManager[Any]], deadline: float) -> None:
+    error: Exception | None = await close_lives(
+        [manager._registry for manager in managers], managers[0]._home.terms.clock, deadline
+    )
     for manager in managers:
-        manager._closing = True  # intake ends now, not when the task below starts
-
-    async def close() -> None:
-        error = await close_lives([manager._registry for manager in managers], managers[0]._home.terms.clock, deadline)
-        for manager in managers:
+        try:
             await manager._let_go_of_store()
-        if error is not None:
-            raise error
-
-    if managers:
-        await asyncio.shield(asyncio.get_running_loop().create_task(close()))
+        except Exception as failure:  # noqa: BLE001  # the others are let go of all the same
+            if error is None:
+                error = failure
+            else:
+                error.add_note(f"and its store failed to close: {type(failure).__name__}")
+    if error is not None:
+        raise error

@@ -15,6 +15,7 @@ from ._types import check_key
 from .agent import Agent, AgentType, agent_type
 from .agent._base import KEY
 from .errors import (
+    AgentStateError,
     CorruptRecordError,
     OutcomeUnknownError,
     OverwinterError,
@@ -94,7 +95,7 @@ class Keeper(Generic[A]):
         if self.store is None:
             return None
         for store_key in self.store_keys(key):
-            stored = await self.store.get(store_key)
+            stored = await self.store.in_time(self.store.get(store_key))
             if stored is not None:
                 return self._thaw(key, store_key, stored.data, stored.revision)
         return None
@@ -148,13 +149,21 @@ class Keeper(Generic[A]):
             AgentStateError: it is not what the class declares.
             StateTooLargeError: it is larger than ``max_state``.
         """
-        body = self._schema.encode(agent, extras)
+        try:
+            body = self._schema.encode(agent, extras)
+        except OverwinterError:
+            raise
+        except Exception as error:  # a dump() of the class's own may raise anything
+            raise AgentStateError(f"{self._who(agent)}: dump() raised {type(error).__name__}") from error
         if len(body) > self.max_state:
             raise StateTooLargeError(
-                f"{agent!r}: its state takes {len(body):,} bytes, more than max_state={self.max_state:,}: "
+                f"{self._who(agent)}: its state takes {len(body):,} bytes, more than max_state={self.max_state:,}: "
                 "keep large things elsewhere and their names here, or raise max_state"
             )
         return body
+
+    def _who(self, agent: A) -> str:
+        return f"{self.kind.name} {agent.__dict__.get(KEY, '')!r}"  # never its repr, which the class may override
 
     def record(self, key: str, body: bytes, *, sequence: int, revision: Revision, extras: Mapping[str, Any]) -> bytes:
         """The record that says: this is the state of *key* as of *revision*."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Self, TypeVar, Unpack
 
 from .agent import Agent
@@ -26,6 +27,7 @@ class AgentSystem:
         self._store, self._context = store, context
         self._managers: list[InstanceManager[Any]] = []
         self._open = self._closed = False
+        self._close_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -73,9 +75,13 @@ class AgentSystem:
         Raises:
             CloseError: with the keys of the agents that are not stored.
         """
-        if not self._open:
-            return
-        self._open, self._closed = False, True
+        if self._open:
+            self._open, self._closed = False, True
+            self._close_task = asyncio.get_running_loop().create_task(self._close(deadline))
+        if self._close_task is not None:
+            await asyncio.shield(self._close_task)
+
+    async def _close(self, deadline: float) -> None:
         try:
             await close_together(self._managers, deadline)
         finally:

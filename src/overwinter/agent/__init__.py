@@ -1,6 +1,6 @@
 """What an agent is. Pure: no asyncio, no I/O."""
 
-from ._base import Agent, AgentType, Method, agent_type, readonly, transient
+from ._base import Agent, AgentType, Method, agent_type, interleave, readonly, transient
 from ._schema import Schema, upcast
 from ._signals import Route, Signal, on
 
@@ -12,6 +12,7 @@ __all__ = [
     "Schema",
     "Signal",
     "agent_type",
+    "interleave",
     "on",
     "readonly",
     "transient",

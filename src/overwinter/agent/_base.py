@@ -20,7 +20,7 @@ from ._checks import check_fields, check_hook, check_init, check_keywords
 from ._schema import Schema, UnresolvedAnnotation, collect_upcasts, is_upcast
 from ._signals import Route, signal_types
 
-__all__ = ["Agent", "AgentMeta", "AgentType", "Method", "agent_type", "readonly", "transient"]
+__all__ = ["Agent", "AgentMeta", "AgentType", "Method", "agent_type", "interleave", "readonly", "transient"]
 
 A = TypeVar("A", bound="Agent")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,15 +44,25 @@ def readonly(method: F) -> F:
     return method
 
 
+def interleave(method: F) -> F:
+    """Let a method run even while another call runs: for "how far are you?". Implies ``@readonly``.
+
+    It sees state that may still be rolled back, so its reply is provisional.
+    """
+    method.__overwinter_interleave__ = True  # type: ignore[attr-defined]  # as above
+    return readonly(method)
+
+
 class Method:
     """One method that can be called."""
 
-    __slots__ = ("function", "name", "readonly", "streaming")
+    __slots__ = ("function", "interleave", "name", "readonly", "streaming")
 
     def __init__(self, name: str, function: Callable[..., Any], *, readonly: bool = False) -> None:
         self.name = name
         self.function = function
         self.readonly = readonly
+        self.interleave: bool = getattr(function, "__overwinter_interleave__", False)
         self.streaming = inspect.isasyncgenfunction(function)
 
 

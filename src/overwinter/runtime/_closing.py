@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 from .._clock import Clock
-from ..errors import ClosedError, CloseError, OverwinterError
+from ..errors import ClosedError, CloseError
 from ._home import all_done
 from ._registry import Registry
 from ._server import AgentServer
 
 __all__ = ["close_lives"]
 
+LAST_LOOK = 0.5  # seconds that the last puts may take beyond the deadline
 RETRY_DELAY = 0.05  # seconds before an agent that could not be stored is tried again
 
 
@@ -35,6 +36,10 @@ async def close_lives(registries: Sequence[Registry[Any]], clock: Clock, deadlin
                     )
                 )
     await _drain_all(registries, start + deadline)
+    # What is under way may still be told truly: stored, or not. The disk keeps the machine's time, not the clock's.
+    puts = {server.ledger.pause() for registry in registries for server in registry.servers.values()} - {None}
+    if puts:
+        await asyncio.wait([put for put in puts if put is not None], timeout=LAST_LOOK)
     return _give_up(registries)
 
 
@@ -60,14 +65,15 @@ async def _drain(registry: Registry[Any], until: float) -> bool:
 
 
 def _others(registry: Registry[Any]) -> set[asyncio.Future[Any]]:
-    return {task for task in registry.home.tasks if task is not asyncio.current_task()}
+    # A task that is done stays in the set until the loop's next pass.
+    return {task for task in registry.home.tasks if not task.done() and task is not asyncio.current_task()}
 
 
 async def _end(registry: Registry[Any], server: AgentServer[Any], done: Callable[[], object]) -> None:
     try:
         await registry.stop(server.key)
-    except OverwinterError as error:
-        server.last_error = error
+    except Exception as error:  # noqa: BLE001  # it is tried again, and named if that does not help
+        server.last_error = type(error)
         await registry.home.terms.clock.sleep(RETRY_DELAY)
     finally:
         done()
@@ -76,20 +82,28 @@ async def _end(registry: Registry[Any], server: AgentServer[Any], done: Callable
 def _give_up(registries: Sequence[Registry[Any]]) -> CloseError | None:
     """Let go of whatever is left, and say what that is."""
     left = [server for registry in registries for server in registry.servers.values()]
+    unknown = tuple(server.key for server in left if server.ledger.undecided)
+    not_stored = tuple(server.key for server in left if not server.ledger.clean and not server.ledger.undecided)
+    abandoned = tuple(server.key for server in left if server.ledger.clean)
     for registry in registries:
         why = partial(ClosedError, f"the manager of {registry.home.kind.name} was closed")
+        registry.home.closed = True
         for server in registry.servers.values():
             server.ledger.abandon(why)
+            server.turns.hold()
             server.turns.evict(why)
+            if not server.started.done():
+                server.started.set_exception(why())
+                server.started.exception()
+            if not server.gone.done():
+                server.gone.set_result(None)
+        registry.servers.clear()
         if registry.home.idle is not None:
             registry.home.idle.close()
         for task in _others(registry):
             task.cancel()
     if not left:
         return None
-    unknown = tuple(server.key for server in left if server.ledger.unknown)
-    not_stored = tuple(server.key for server in left if not server.ledger.clean and not server.ledger.unknown)
-    abandoned = tuple(server.key for server in left if server.ledger.clean)
     some = ", ".join(f"{server.home.kind.name} {server.key!r}" for server in left[:5])
     return CloseError(
         f"closed, but {len(not_stored)} agents were not stored, {len(unknown)} have an unknown outcome, and "

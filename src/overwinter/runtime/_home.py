@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -44,6 +45,10 @@ class Home(Generic[A]):
     held: dict[str, int] = field(default_factory=dict)
     """How many attachments each key has; they outlast a life."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    closed: bool = False
+    ground: contextvars.Context | None = None
+    """The context variables in which agents come alive: those of ``open()``, not of whoever calls first."""
+    turn_timeout: float | None = None
     opening: asyncio.Task[Any] | None = None
     """While the store is being opened in the background."""
     created: int = 0
@@ -51,9 +56,9 @@ class Home(Generic[A]):
     hibernated: int = 0
     superseded: int = 0
 
-    def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+    def spawn(self, coroutine: Any, *, context: contextvars.Context | None = None) -> asyncio.Task[Any]:
         """Start a task that nobody's cancellation touches, and keep it from the garbage collector."""
-        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(coroutine)
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(coroutine, context=context)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task

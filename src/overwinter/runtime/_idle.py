@@ -20,9 +20,12 @@ class IdleTracker(Generic[T]):
         self._clock, self._timeout, self._expire = clock, timeout, expire
         self._deadlines: OrderedDict[T, float] = OrderedDict()
         self._timer: Timer | None = None
+        self._closed = False
 
     def touch(self, member: T) -> None:
         """Start the member's wait anew, or begin to watch it."""
+        if self._closed:
+            return
         self._deadlines[member] = self._clock.monotonic() + self._timeout
         self._deadlines.move_to_end(member)
         if self._timer is None:
@@ -38,7 +41,8 @@ class IdleTracker(Generic[T]):
         return None if deadline is None else max(0.0, deadline - self._clock.monotonic())
 
     def close(self) -> None:
-        """Forget everybody."""
+        """Forget everybody, for good."""
+        self._closed = True
         self._deadlines.clear()
         if self._timer is not None:
             self._timer.cancel()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .._clock import Clock
+from .._clock import Clock, Timer
 from ..errors import (
     OutcomeUnknownError,
     OverwinterError,
@@ -37,6 +37,8 @@ class Terms:
 
     gated: bool
     """Whether each version is put at once and waited for (``durability="call"``)."""
+    interval: float | None
+    """Seconds after which a change is put at the latest (``durability=Interval(…)``)."""
     patience: float
     """Seconds that a failing store is tried before callers are told."""
     clock: Clock
@@ -61,11 +63,13 @@ class Ledger:
         "_attempted",
         "_host",
         "_keeper",
+        "_put",
         "_recovery",
         "_sequence",
         "_sub",
         "_sub_body",
         "_terms",
+        "_timer",
         "_unknown_to",
         "_waiters",
         "cur",
@@ -78,6 +82,7 @@ class Ledger:
         "key",
         "last_error",
         "lost",
+        "paused",
         "revision",
         "store_key",
     )
@@ -95,12 +100,16 @@ class Ledger:
         self._attempted: set[Revision] = set()
         self._unknown_to = 0
         self._waiters: deque[tuple[int, asyncio.Future[None] | list[Callable[[], object]]]] = deque()
+        self._put: asyncio.Future[None] | None = None
+        self._timer: Timer | None = None
         self._recovery: asyncio.Task[Any] | None = None
         self.dirty_since: float | None = None
-        self.last_error: OverwinterError | None = None
+        self.last_error: type[BaseException] | None = None
         self.down = False
         """The store refused for longer than our patience: a write is tried once and fails fast."""
         self.lost = False
+        self.paused = False
+        """While it is being deleted: nothing is put."""
 
     def begin(self, body: bytes) -> None:
         """Set the version that the agent came alive with, the durable one if it was thawed."""
@@ -127,6 +136,11 @@ class Ledger:
         """Whether some put of ours has an outcome that nobody knows yet."""
         return self._unknown_to > 0
 
+    @property
+    def undecided(self) -> bool:
+        """Whether something above ``dur`` may be stored, or come to be."""
+        return self._unknown_to > 0 or self._sub is not None
+
     # ------------------------------------------------------------ versions
 
     def advance(self, body: bytes) -> None:
@@ -140,10 +154,21 @@ class Ledger:
             self.dirty_since = self._terms.clock.time()
         if self._terms.gated:
             self.flush()
+        else:
+            self._put_later()
+
+    def _put_later(self) -> None:
+        clock, interval = self._terms.clock, self._terms.interval
+        if interval is not None and self._timer is None and not self.clean and not self.lost:
+            self._timer = clock.call_at(clock.monotonic() + interval, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.flush()
 
     def flush(self) -> None:
         """Put the current version unless it is durable, or a put is outstanding already."""
-        if self._sub is None and self._recovery is None and self.cur > self.dur and not self.lost:
+        if self._sub is None and self._recovery is None and self.cur > self.dur and not self.lost and not self.paused:
             self._submit().add_done_callback(self._first_try_done)
 
     def _submit(self) -> asyncio.Future[None]:
@@ -157,10 +182,11 @@ class Ledger:
                 self.key, self.cur_body, sequence=self._sequence + 1, revision=revision, extras=self.extras
             )
             put = keeper.store.submit(self.store_key, data, revision=revision, expected=self.revision)
-        except OverwinterError as error:  # the store is closed, or the process was forked
+        except Exception as error:  # noqa: BLE001  # closed, forked, or a submit() of somebody's own
             put = asyncio.get_running_loop().create_future()
             put.set_exception(error)
         put.add_done_callback(lambda done: self._settle(done, revision))
+        self._put = put
         return put
 
     def _settle(self, put: asyncio.Future[None], revision: Revision) -> None:
@@ -175,13 +201,14 @@ class Ledger:
             self._attempted.clear()
             self._unknown_to = 0
             self.last_error, self.down = None, False
+            self._host.refuse(None)
             self.dirty_since = None if self.clean else self._terms.clock.time()
         elif isinstance(error, OutcomeUnknownError):
             self._unknown_to = max(self._unknown_to, version or 0)
         else:
             self._attempted.discard(revision)
         if error is not None:
-            self.last_error = error
+            self.last_error = type(error)
 
     def _first_try_done(self, put: asyncio.Future[None]) -> None:
         error = _outcome(put)
@@ -201,6 +228,8 @@ class Ledger:
         self._release()
         if self.cur > self.dur and (self._terms.gated or self._waiters):
             self.flush()
+        else:
+            self._put_later()
         self._host.stored()
 
     # ------------------------------------------------------------ the gate
@@ -268,7 +297,7 @@ class Ledger:
         deadline = clock.monotonic() + (0 if self.down else self._terms.patience)
         while True:
             if clock.monotonic() >= deadline:
-                if self._terms.gated and not self._attempted:
+                if self._terms.gated and not self.unknown:
                     await self._give_up(error)
                     return
                 self._tell(error)
@@ -287,7 +316,6 @@ class Ledger:
                 return
         self._recovery = None
         if self._terms.gated:
-            self._host.refuse(None)
             self._host.unhold()
         self._after_success()
 
@@ -305,7 +333,7 @@ class Ledger:
         if not self._attempted or self._keeper.store is None:
             return False
         try:
-            head = await self._keeper.store.head(self.store_key)
+            head = await self._keeper.store.in_time(self._keeper.store.head(self.store_key))
         except Exception:  # noqa: BLE001  # a store's own errors tell as little, and must not end the recovery
             return True  # can't tell yet: the next try will conflict again, and ask again
         if head is None or head not in self._attempted:
@@ -331,11 +359,13 @@ class Ledger:
         self.dirty_since = None
         self._recovery = None
         self._fail(lambda _: why())
+        self._host.refuse(None)
         self._host.unhold()
+        self._host.stored()
 
     def _tell(self, error: OverwinterError) -> None:
         """Patience is over and we go on trying: callers learn what is true now."""
-        if self._attempted:
+        if self.unknown:
             self._fail(lambda _: _unknown(self._who))
             self._host.refuse(
                 lambda: _again(
@@ -367,10 +397,26 @@ class Ledger:
         error.origin = self
         return error
 
+    def pause(self) -> asyncio.Future[None] | None:
+        """Try no more; return the put that is under way, if there is one."""
+        self.paused = True
+        if self._recovery is not None:
+            self._recovery.cancel()
+        return self._put if self._sub is not None else None
+
+    def resume(self) -> None:
+        """Put again what was held back."""
+        self.paused = False
+        if self._terms.gated or self._waiters:
+            self.flush()
+
     def abandon(self, error: MakeError) -> None:
-        """Fail whoever still waits: the agent was deleted, or the manager is closing."""
+        """Fail whoever still waits, truthfully: the agent was deleted, or the manager is closing."""
         self.lost = True
-        self._fail(lambda _: error())
+        tried = max(self._unknown_to, self._sub or 0)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail(lambda tag: _unknown(self._who) if tag <= tried else error())
         if self._recovery is not None:
             self._recovery.cancel()
             self._recovery = None

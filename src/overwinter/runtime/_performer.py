@@ -8,16 +8,26 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+from .._clock import Timer
 from ..agent import Agent, Method
 from ..agent._base import KEY
-from ..errors import AgentStateError, OverwinterError, ReentrantCallError, StoreUnavailableError
+from ..errors import (
+    AgentStateError,
+    OverwinterError,
+    ReentrantCallError,
+    StoreUnavailableError,
+    TurnCancelledError,
+    TurnTimeoutError,
+)
 from ..stores.base import Expect, Revision
 from ._home import ABORT_GRACE, Effect, Home, Retired, all_done
 from ._ledger import Ledger, MakeError
 from ._lifecycle import Event, State, after
-from ._turn import TURN, Consumer, Turn, current_turn, waits_for_itself
+from ._turn import TURN, Turn, Wait, current_turn, waits_for_itself
 from ._turnstile import Turnstile
 
 __all__ = ["Performer"]
@@ -31,6 +41,7 @@ class Performer(Generic[A]):
 
     __slots__ = (
         "__weakref__",
+        "_broken",
         "_emptied",
         "_refusal",
         "_settable",
@@ -52,24 +63,45 @@ class Performer(Generic[A]):
         self.turns = Turnstile()
         self.ledger = Ledger(self, home.keeper, home.terms, key)
         self.running: set[Turn] = set()
-        self.last_error: BaseException | None = None
+        self.last_error: type[BaseException] | None = None
+        """Its type: the exception itself would keep its frames, and their locals, in memory."""
+        self._broken = False
         self._refusal: MakeError | None = None
         self._emptied: asyncio.Future[None] | None = None
         self._settable: frozenset[str] = frozenset()
 
     @abstractmethod
+    async def alive(self) -> None:
+        """Return when the agent is alive."""
+
+    @abstractmethod
+    async def _rebuild(self) -> None:
+        """Make the agent anew from its last version."""
+
+    @abstractmethod
     def lose(self, error: OverwinterError | None) -> None:
         """Drop this copy: somebody else owns the agent."""
 
-    async def run(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], send: Send | None = None) -> Any:
+    async def run(
+        self,
+        method: Method,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        wait: Wait | None = None,
+        send: Send | None = None,
+    ) -> Any:
         """Run one call as a turn, in the caller's task; return its result when what it made or saw is durable.
 
-        A streaming call gives each of its items to *send*, likewise.
+        A streaming call gives each of its items to *send*, likewise. *wait* is kept up to date for whoever waits.
 
         Raises:
             Retired: this life ended before the call began.
         """
         readonly = method.readonly
+        if method.interleave:
+            return await self._run_interleaved(method, args, kwargs, send)
+        if self._refusal is not None:
+            raise self._refusal()
         if not self.turns.try_enter(readonly):
             caller = current_turn()
             if caller is not None and waits_for_itself(caller, self):
@@ -84,6 +116,9 @@ class Performer(Generic[A]):
         try:
             await self._admit(readonly)
             turn, token = self._begin(readonly)
+            timer = self._time(turn, method)
+            if wait is not None:
+                wait.on = turn
             try:
                 body = method.function(self.agent, *args, **kwargs)
                 result = await (body if send is None else self._send_items(turn, body, send))
@@ -94,11 +129,16 @@ class Performer(Generic[A]):
             finally:
                 TURN.reset(token)
                 self._ended(turn)
+                if timer is not None:
+                    timer.cancel()
+                if wait is not None:
+                    wait.on = None  # what is left is the disk's business
         finally:
             self.turns.leave(readonly)
             self.watch()
         ledger = self.ledger
-        if tag > ledger.dur and ledger.gated and not (turn.aborted or (failure and not isinstance(failure, Exception))):
+        gone = turn.doomed or (failure is not None and not isinstance(failure, Exception))
+        if tag > ledger.dur and ledger.gated and not gone:
             try:
                 await ledger.wait(tag)
             except OverwinterError as error:
@@ -110,17 +150,64 @@ class Performer(Generic[A]):
                 del failure  # no cycle of exception, traceback and frame
         return result
 
+    async def _run_interleaved(
+        self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], send: Send | None
+    ) -> Any:
+        """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
+        await self.alive()
+        turn, token = self._begin(readonly=True)
+        try:
+            body = method.function(self.agent, *args, **kwargs)
+            result = await (body if send is None else self._pass_on(body, send))
+        except BaseException as error:
+            if turn.aborted is None:
+                raise
+            raise turn.outcome_of_abort(error) from None
+        finally:
+            TURN.reset(token)
+            self._ended(turn)
+            self.watch()
+        for effect in turn.effects or ():
+            effect()
+        return result
+
+    async def _pass_on(self, items: AsyncGenerator[Any, None], send: Send) -> None:
+        async with aclosing(items):
+            async for item in items:
+                await send(item)
+
+    def _time(self, turn: Turn, method: Method) -> Timer | None:
+        seconds = self.home.turn_timeout
+        if seconds is None:
+            return None
+        clock = self.home.terms.clock
+        late = partial(
+            TurnTimeoutError,
+            f"{self._who}: {method.name}() took longer than turn_timeout={seconds:g} s; it was ended and rolled back",
+        )
+        return clock.call_at(clock.monotonic() + seconds, lambda: turn.abort(late(), doomed=False))
+
+    def cancel(self) -> bool:
+        """End what runs; return whether anything did."""
+        for turn in self.running:
+            turn.abort(TurnCancelledError(f"{self._who}: the call was cancelled and rolled back"), doomed=False)
+        return bool(self.running)
+
     async def _admit(self, readonly: bool) -> None:
         """See to it that a turn which is ours by now may really begin."""
-        if self._refusal is not None:
-            raise self._refusal()
         ledger = self.ledger
+        if ledger.lost or self.state is not State.LIVE:
+            raise Retired
+        if self._broken:
+            await self._rebuild()
         if ledger.down and ledger.putting and not readonly:
             raise StoreUnavailableError(f"{self._who}: the store is unavailable; not called. Try again later")
         if self.home.shared and ledger.clean and self.home.keeper.store is not None:
             # While a put is outstanding its condition is the check; else the store must be asked, or a
             # write of another process would go unseen until our next one.
             head = await self._head()
+            if self.state is not State.LIVE:
+                raise Retired
             if (Expect.ABSENT if head is None else head) != ledger.revision and ledger.clean:
                 self.lose(None)
                 raise Retired
@@ -129,32 +216,29 @@ class Performer(Generic[A]):
         store = self.home.keeper.store
         assert store is not None
         try:
-            return await store.head(self.ledger.store_key)
+            return await store.in_time(store.head(self.ledger.store_key))
         except Exception as error:  # a store of one's own may raise anything
             raise StoreUnavailableError(f"{self._who}: the store can't be read; not called. Try again later") from error
 
     def _begin(self, readonly: bool) -> tuple[Turn, Any]:
         task = asyncio.current_task()
         assert task is not None
-        turn = Turn(task, readonly=readonly, commit=self._commit)
+        turn = Turn(task, readonly=readonly, performer=self)
         self.running.add(turn)
         return turn, TURN.set(turn)
 
     async def _send_items(self, turn: Turn, items: AsyncGenerator[Any, None], send: Send) -> None:
         """Each ``yield`` is a commit point: the item leaves when the version that it saw is durable."""
-        consumer = turn.caller
-        if consumer is not None:
-            turn.wait_for(Consumer(consumer))  # it waits while nobody takes its items
-        try:
+        if turn.caller is not None:
+            turn.wait_for(Wait(turn.caller))  # it waits while nobody takes its items
+        async with aclosing(items):
             async for item in items:
                 tag = self._finish(turn, turn.readonly)
                 if self.ledger.gated and tag > self.ledger.dur:
                     await self.ledger.wait(tag)
                 await send(item)
-        finally:
-            await items.aclose()
 
-    async def _commit(self, turn: Turn) -> None:
+    async def commit(self, turn: Turn) -> None:
         self._finish(turn, turn.readonly)
         if not turn.readonly:
             await self.ledger.persist()
@@ -164,6 +248,8 @@ class Performer(Generic[A]):
         ledger = self.ledger
         if turn.aborted is not None:
             raise turn.aborted  # the body kept the cancellation to itself; what it made does not count
+        if ledger.lost:
+            raise ledger.superseded()
         if not readonly:
             self._seal()
         if turn.effects:
@@ -187,11 +273,9 @@ class Performer(Generic[A]):
     def _failed(self, turn: Turn, error: BaseException, readonly: bool) -> BaseException:
         """Undo a turn that raised; return what its caller gets."""
         if turn.aborted is not None:
-            ours = turn.absorb_abort()
-            if not isinstance(error, asyncio.CancelledError) or ours:
-                error = turn.aborted
+            error = turn.outcome_of_abort(error)
         elif isinstance(error, Exception):
-            self.last_error = error
+            self.last_error = type(error)
         if not readonly and not self.ledger.lost:
             self._restore(self.ledger.cur_body)
         return error
@@ -200,7 +284,12 @@ class Performer(Generic[A]):
         agent, kind = self.agent, self.home.kind
         for stray in agent.__dict__.keys() - self._settable:
             del vars(agent)[stray]
-        kind.schema.restore(agent, body, self.ledger.extras)
+        try:
+            kind.schema.restore(agent, body, self.ledger.extras)
+        except Exception as error:  # noqa: BLE001  # a load() of the class's own may raise anything
+            self._broken = True  # this object is worth nothing now; the next turn gets a new one, or an error
+            self.home.report(self.key, error, "its state could not be restored after a call that failed")
+            return
         if kind.mends:
             try:
                 agent.on_rollback()
@@ -222,6 +311,10 @@ class Performer(Generic[A]):
         token = TURN.set(turn)
         try:
             await hook
+        except BaseException as error:
+            if turn.aborted is None:
+                raise
+            raise turn.outcome_of_abort(error) from None
         finally:
             TURN.reset(token)
             self._ended(turn)
@@ -237,7 +330,7 @@ class Performer(Generic[A]):
 
     def is_idle(self) -> bool:
         """Nobody runs, waits or holds."""
-        return self.state is State.LIVE and self.turns.free and self.key not in self.home.held
+        return self.state is State.LIVE and self.turns.free and not self.running and self.key not in self.home.held
 
     def watch(self) -> None:
         if self.home.idle is not None and self.is_idle():
@@ -247,9 +340,14 @@ class Performer(Generic[A]):
         """Tell all running turns to end with *error*; return whether they did in time."""
         for turn in self.running:
             turn.abort(error())
+        return await self.emptied()
+
+    async def emptied(self) -> bool:
+        """Wait until nothing runs; return whether that was so in time."""
         if not self.running:
             return True
-        self._emptied = asyncio.get_running_loop().create_future()
+        if self._emptied is None or self._emptied.done():
+            self._emptied = asyncio.get_running_loop().create_future()
         clock = self.home.terms.clock
         return await all_done(clock, {self._emptied}, clock.monotonic() + ABORT_GRACE)
 

@@ -7,35 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 from .._types import check_key
 from ..agent import Agent, Method
-from ..errors import CorruptRecordError, OverwinterError, ReentrantCallError, SupersededError
+from ..errors import (
+    AgentDeletedError,
+    ClosedError,
+    CorruptRecordError,
+    OutcomeUnknownError,
+    OverwinterError,
+    ReentrantCallError,
+    SupersededError,
+)
 from ..stores.base import Expect
 from ._home import Home, Retired
 from ._lifecycle import State
 from ._performer import Send
 from ._server import AgentServer
 from ._stream import Stream
-from ._turn import Turn, current_turn, waits_for_itself
+from ._turn import Wait, current_turn, waits_for_itself
 
 __all__ = ["Registry"]
 
 A = TypeVar("A", bound=Agent)
-
-
-class Address(NamedTuple):
-    """A key of a registry, whichever life it is in."""
-
-    registry: Registry[Any]
-    key: str
-
-    @property
-    def running(self) -> Collection[Turn]:
-        server = self.registry.servers.get(self.key)
-        return server.running if server is not None else ()
 
 
 class Registry(Generic[A]):
@@ -53,24 +50,28 @@ class Registry(Generic[A]):
         """Run one call, in the caller's task, in whichever life of *key* has its turn next."""
         caller = current_turn()
         if caller is None:
-            return await self._call(key, method, args, kwargs)
-        address = Address(self, key)
-        caller.wait_for(address)
+            return await self._call(key, method, args, kwargs, None)
+        wait = caller.wait_for(Wait(None))
         try:
-            return await self._call(key, method, args, kwargs)
+            return await self._call(key, method, args, kwargs, wait)
         finally:
-            caller.waited_for(address)
+            caller.waited(wait)
 
-    async def _call(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _call(
+        self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], wait: Wait | None
+    ) -> Any:
         deadline: float | None = None
         pause = 0.001
         while True:
             server = self.servers.get(key)
-            if server is None or server.state is not State.LIVE:
-                server = await self.live(key)
+            if server is None or server.state is State.FREEZING:
+                server = self._begin(key, None, "create")
+            if wait is not None:
+                wait.on = server
             try:
-                return await server.run(method, args, kwargs)
+                return await server.run(method, args, kwargs, wait)
             except Retired:
+                await asyncio.sleep(0)  # those who waited longer come first
                 continue
             except SupersededError as error:
                 if not self._retry or error.origin is not server.ledger:
@@ -85,61 +86,77 @@ class Registry(Generic[A]):
 
     def stream(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
         """Run one streaming call, in a task of its own, when its first item is asked for."""
+        wait = Wait(None)
 
         async def produce(send: Send) -> None:
             while True:
-                server = await self.live(key)
+                server = wait.on = await self.live(key)
                 try:
-                    await server.run(method, args, kwargs, send)
+                    await server.run(method, args, kwargs, wait, send)
                 except Retired:
                     continue
                 return
 
-        return Stream(produce, self.home.spawn, Address(self, key))
+        return Stream(produce, self.home.spawn, wait)
 
     async def snapshot(self, key: str) -> A:
         """A detached copy of the agent as it is between turns."""
-        copy: A = await self.call(key, SNAPSHOT, (), {"registry": self})
+        copy: A = await self.call(key, SNAPSHOT, (), {})
         return copy
 
     # ------------------------------------------------------------ lives
+
+    def _begin(self, key: str, initial: Mapping[str, Any] | A | None, missing: str) -> AgentServer[A]:
+        """Claim *key* and begin its next life, which starts when the present one is over."""
+        home = self.home
+        check_key(key, home.kind.name)
+        if home.closed:
+            raise ClosedError(f"the manager of {home.kind.name} is closed")
+        last = self.servers.get(key)
+        after_life = self._deleting.get(key) if last is None else last.gone
+        server = self.servers[key] = AgentServer(home, key, (initial is None, missing))
+        home.spawn(server.start(initial, missing, after_life), context=home.ground)
+        return server
 
     async def live(
         self, key: str, initial: Mapping[str, Any] | A | None = None, missing: str = "create"
     ) -> AgentServer[A]:
         """The life of *key*, begun now if there is none. Cancel-safe: what was begun goes on."""
-        if type(key) is not str or key not in self.servers:
-            check_key(key, self.home.kind.name)
         asked = (initial is None, missing)
         while True:
-            if key in self._deleting:
-                await asyncio.shield(self._deleting[key])
-                continue
+            check_key(key, self.home.kind.name)
             server = self.servers.get(key)
-            if server is None:
-                server = self.servers[key] = AgentServer(self.home, key, asked)
-                self.home.spawn(server.start(initial, missing))
+            mine = server is None or server.state is State.FREEZING
+            if server is None or mine:
+                server = self._begin(key, initial, missing)
+            if server.state is not State.LIVE:
+                with self._waiting_for(server):
+                    try:
+                        await asyncio.shield(server.started)
+                    except OverwinterError as error:
+                        if mine or (server.asked == asked and initial is None):
+                            raise error.again() from error.__cause__
+                        continue  # it was asked for on other terms than ours: its failure says nothing about us
             if server.state is State.LIVE:
                 return server
-            self._check_waiting(server)
-            if server.state is State.THAWING:
-                try:
-                    await asyncio.shield(server.started)
-                except OverwinterError as error:
-                    if server.asked == asked:
-                        raise _anew(error) from error.__cause__
-                    # It was asked for on other terms than ours, so its failure says nothing about us.
-            else:
-                await asyncio.shield(server.gone)
 
-    def _check_waiting(self, server: AgentServer[A]) -> None:
+    @contextmanager
+    def _waiting_for(self, server: AgentServer[A]) -> Generator[None, None, None]:
+        """Wait for something of *server*, or raise because it waits for the turn that this is called in."""
         caller = current_turn()
-        if caller is not None and waits_for_itself(caller, server):
+        if caller is None:
+            yield
+            return
+        if waits_for_itself(caller, server):
             raise ReentrantCallError(
-                f"{self.home.kind.name} {server.key!r} was called by something that it waits for "
-                "while it comes or goes: "
-                "on_start and on_stop can't call their own agent"
+                f"{self.home.kind.name} {server.key!r}: this would wait for the very turn that it is called in: "
+                "inside a turn an agent can't stop, delete or thaw itself, nor what waits for it"
             )
+        wait = caller.wait_for(Wait(server))
+        try:
+            yield
+        finally:
+            caller.waited(wait)
 
     def hold(self, key: str) -> None:
         """Attach once more to *key*, live or not."""
@@ -160,15 +177,14 @@ class Registry(Generic[A]):
     async def stop(self, key: str) -> None:
         """Store and end the life of *key*, if there is one."""
         while (server := self.servers.get(key)) is not None:
-            if server.state is State.LIVE:
-                try:
-                    await server.stop()
-                except Retired:
-                    continue
-                return
-            await asyncio.wait([server.started, server.gone], return_when=asyncio.FIRST_COMPLETED)
-            if server.state is State.FREEZING:
-                await server.gone
+            with self._waiting_for(server):
+                if server.state is State.LIVE:
+                    try:
+                        await server.stop()
+                    except (Retired, AgentDeletedError):
+                        continue
+                    return
+                await _settled(server)
 
     async def save(self, key: str) -> None:
         """Store what *key* is now, if it lives."""
@@ -181,47 +197,54 @@ class Registry(Generic[A]):
         while key in self.servers or key in self._deleting:
             server = self.servers.get(key)
             if server is None:
-                await self._deleting[key]
-            elif server.state is State.LIVE:
+                await asyncio.shield(self._deleting[key])
+                continue
+            with self._waiting_for(server):
+                if server.state is not State.LIVE:
+                    await _settled(server)
+                    continue
                 try:
                     await server.delete()
-                except Retired:
+                except (Retired, AgentDeletedError):
                     continue
-            else:
-                await asyncio.wait([server.started, server.gone], return_when=asyncio.FIRST_COMPLETED)
-                if server.state is State.FREEZING:
-                    await server.gone
         await self._delete_stored(key)
 
     async def _delete_stored(self, key: str) -> None:
-        """Delete a record that nobody has alive, readable or not; who asks for the key meanwhile waits."""
+        """Delete a record that nobody has alive, readable or not; the next life of the key waits for that."""
         store = self.home.keeper.store
         if store is None:
             return
-        if self.home.opening is not None:
-            await asyncio.shield(self.home.opening)
         done = self._deleting[key] = asyncio.get_running_loop().create_future()
         try:
+            if self.home.opening is not None:
+                await asyncio.shield(self.home.opening)
             for store_key in self.home.keeper.store_keys(key):
                 try:
-                    head = await store.head(store_key)
+                    head = await store.in_time(store.head(store_key))
                 except CorruptRecordError:
-                    await store.delete(store_key, expected=Expect.ANY)
+                    await store.in_time(store.delete(store_key, expected=Expect.ANY), OutcomeUnknownError)
                 else:
                     if head is not None:
-                        await store.delete(store_key, expected=head)
+                        await store.in_time(store.delete(store_key, expected=head), OutcomeUnknownError)
         finally:
             del self._deleting[key]
             done.set_result(None)
 
 
-def _anew(error: OverwinterError) -> OverwinterError:
-    """An error of its own for each who waits: a shared one would collect everybody's traceback."""
-    return type(error)(*error.args)
+async def _settled(server: AgentServer[Any]) -> None:
+    """Wait until a life that comes or goes has come or gone."""
+    if server.state is State.THAWING:
+        await asyncio.wait([server.started])
+    elif server.state is State.FREEZING:
+        await asyncio.shield(server.gone)
 
 
-async def _snapshot(agent: A, *, registry: Registry[A]) -> A:
-    return registry.servers[agent.key].copy()
+async def _snapshot(_: Agent) -> Agent:
+    turn = current_turn()
+    assert turn is not None
+    assert turn.performer is not None
+    copy: Agent = turn.performer.copy()
+    return copy
 
 
 SNAPSHOT = Method("state", _snapshot, readonly=True)

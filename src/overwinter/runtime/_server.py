@@ -16,6 +16,8 @@ from ..errors import (
     AgentDeletedError,
     AgentNotFoundError,
     AgentStateError,
+    ClosedError,
+    OutcomeUnknownError,
     OutsideTurnError,
     OverwinterError,
     RevisionConflictError,
@@ -43,28 +45,58 @@ class AgentServer(Performer[A]):
         """On what terms it was asked for first: without an initial state, and whether it may be missing."""
         self.started: asyncio.Future[None] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
+        self.turns.hold()  # calls queue from the first moment, and so keep their order
 
     # ------------------------------------------------------------ coming alive
 
-    async def start(self, initial: Mapping[str, Any] | A | None, missing: str) -> None:
+    async def start(
+        self, initial: Mapping[str, Any] | A | None, missing: str, after_life: asyncio.Future[None] | None
+    ) -> None:
         """Thaw, or start fresh if, and only if, the store said *absent*. The outcome is in ``started``."""
         try:
+            if after_life is not None:
+                await asyncio.shield(after_life)
             changed = await self._load(initial, missing)
             effects = await self._on_start()
             body = self.home.keeper.encode(self.agent, self.ledger.extras)
-            self.state = after(self.state, Event.STARTED)
             if changed or body != self.ledger.cur_body:
                 self.ledger.advance(body)
             self.ledger.when_durable(self.ledger.cur, effects)
-            self.watch()
-            self.started.set_result(None)
-        except BaseException as error:
-            self.state = after(self.state, Event.FAILED)
-            self._end()
-            self.started.set_exception(error)
-            self.started.exception()  # whoever waits has it; with nobody left it is no news
-            if not isinstance(error, Exception):
+        except BaseException as error:  # it goes to everybody who waits
+            self._failed_to_start(self._start_error(error))
+            if isinstance(error, asyncio.CancelledError):
                 raise
+        else:
+            self.state = after(self.state, Event.STARTED)
+            self.started.set_result(None)
+            self.turns.unhold()
+            self.watch()
+
+    def _start_error(self, error: BaseException) -> OverwinterError:
+        if isinstance(error, OverwinterError):
+            return error
+        if isinstance(error, asyncio.CancelledError) and self.home.closed:
+            return ClosedError(f"{self._who}: the manager was closed while it came alive")
+        found = ThawError(f"{self._who}: it could not come alive ({type(error).__name__}); nothing was written")
+        found.__cause__ = error
+        return found
+
+    def _failed_to_start(self, error: OverwinterError) -> None:
+        self.state = after(self.state, Event.FAILED)
+        plain = self.asked == (True, "create")  # what calls ask for; others' terms say nothing about them
+        self.turns.evict(lambda: error.again() if plain else Retired())
+        self._end()
+        self.started.set_exception(error)
+        self.started.exception()  # whoever waits has it; with nobody left it is no news
+
+    async def alive(self) -> None:
+        if self.state is State.THAWING:
+            try:
+                await asyncio.shield(self.started)
+            except OverwinterError as error:
+                raise error.again() from error.__cause__
+        if self.state is not State.LIVE:
+            raise Retired
 
     async def _load(self, initial: Mapping[str, Any] | A | None, missing: str) -> bool:
         """Make the agent; return whether it has something that is not stored yet."""
@@ -114,18 +146,19 @@ class AgentServer(Performer[A]):
         """Store and end, unless somebody comes meanwhile: the way of an idle agent."""
         if not self.is_idle() or not self.turns.try_enter(False):
             return
-        self._put_aside_strays()
-        self.turns.leave(False)
+        try:
+            self._put_aside_strays()
+        finally:
+            self.turns.leave(False)
         try:
             await self.ledger.persist()
+            if self.ledger.clean and self.is_idle() and self.turns.try_enter(False):
+                await self._leave()
         except OverwinterError as error:
-            self.last_error = error
+            self.last_error = type(error)
             if self.state is State.LIVE:
                 self.watch()
                 self.home.report(self.key, error, "hibernation failed; the agent stays live and dirty")
-            return
-        if self.ledger.clean and self.is_idle() and self.turns.try_enter(False):
-            await self._leave()
 
     async def stop(self) -> None:
         """Store and end, whoever holds it.
@@ -140,12 +173,15 @@ class AgentServer(Performer[A]):
             await self.ledger.persist()
         except BaseException:
             self.turns.leave(False)
+            self.watch()
             raise
         await self._leave()
 
     def _put_aside_strays(self) -> None:
         """In a turn of ours: keep what was changed outside a turn, and say so; what can't be kept is undone."""
         before = self.ledger.cur
+        if self._broken or self.state is not State.LIVE:
+            return
         try:
             self._seal()
         except OverwinterError as error:
@@ -159,6 +195,9 @@ class AgentServer(Performer[A]):
         """End a life that is stored, and whose turn is ours."""
         self.state = after(self.state, Event.LEAVING)
         self.turns.evict(Retired)
+        if not await self.emptied():  # interleaved calls, which hold no turn
+            self.cancel()
+            await self.emptied()
         effects = await self._on_stop()
         if effects is not None:
             try:
@@ -167,26 +206,34 @@ class AgentServer(Performer[A]):
                 self.ledger.when_durable(self.ledger.cur, effects)
             except OverwinterError as error:
                 if not self.ledger.lost and not isinstance(error, AgentStateError):
-                    self.last_error = error
-                    self.home.report(self.key, error, "what on_stop changed could not be stored; the agent lives on")
+                    self.last_error = type(error)
                     await self._revive()
-                    return
+                    raise
                 self.home.report(self.key, error, "what on_stop changed could not be kept")
         self.state = after(self.state, Event.LEFT)
         self.home.hibernated += 1
         self._end()
 
     async def _revive(self) -> None:
-        """Back to life from the bytes that could not be stored, as a new object: the old one was stopped."""
-        self.agent = self.home.kind.schema.copy(self.ledger.cur_body)
-        vars(self.agent)[KEY] = self.key
+        """Back to life from the bytes that could not be stored: the object that was stopped is done with."""
         try:
-            await self._on_start()
-        except ThawError as error:
-            self.home.report(self.key, error, "on_start raised")
+            await self._rebuild()
+        except OverwinterError as error:
+            self._broken = True
+            self.home.report(self.key, error, "it could not come back to life; the next call tries again")
         self.state = after(self.state, Event.KEPT)
+        left, self.gone = self.gone, asyncio.get_running_loop().create_future()
+        left.set_result(None)  # who waits for the end looks again
         self.turns.leave(False)
         self.watch()
+
+    async def _rebuild(self) -> None:
+        self.agent = self.home.kind.schema.copy(self.ledger.cur_body)
+        vars(self.agent)[KEY] = self.key
+        effects = await self._on_start()
+        self._broken = False
+        self._seal()
+        self.ledger.when_durable(self.ledger.cur, effects)
 
     async def _on_stop(self) -> list[Effect] | None:
         """Run ``on_stop``, if the class has one, within its time; return what it told others if it ended well."""
@@ -219,26 +266,27 @@ class AgentServer(Performer[A]):
     def lose(self, error: OverwinterError | None) -> None:
         """Drop this copy: somebody else owns the agent. Calls that have not begun go to the next life."""
         self.ledger.lost = True
+        if self.state not in (State.LIVE, State.FREEZING):
+            return
         was, self.state = self.state, after(self.state, Event.LOST)
         if error is not None:
-            self.last_error = error
+            self.last_error = type(error)
             self.home.superseded += 1
             if not self.ledger.gated and not self.ledger.clean:
                 self.home.report(self.key, error, "acknowledged in memory and superseded before it was stored")
         if self.home.idle is not None:
             self.home.idle.forget(self)
+        self.turns.hold()
         self.turns.evict(Retired)
+        for turn in self.running:
+            turn.abort(self.ledger.superseded())
         if was is State.LIVE:
             self.home.spawn(self._bury())
 
     async def _bury(self) -> None:
-        self.turns.hold()
-        if not await self.abort(self.ledger.superseded):
-            self.home.report(
-                self.key,
-                TimeoutError(f"a call did not end within {ABORT_GRACE:g} s"),
-                "a superseded call was left behind",
-            )
+        if not await self.emptied():
+            late = TimeoutError(f"a call did not end within {ABORT_GRACE:g} s")
+            self.home.report(self.key, late, "a superseded call was left behind")
         await self._on_stop()
         self.state = after(self.state, Event.LEFT)
         self._end()
@@ -252,21 +300,27 @@ class AgentServer(Performer[A]):
         if not self.turns.try_enter(False):
             await self.turns.enter(False)
         ledger, store = self.ledger, self.home.keeper.store
-        deleted = partial(AgentDeletedError, f"{self._who} was deleted before this call was done")
         try:
             await ledger.settle()
-            self.turns.evict(deleted)
+            ledger.paused = True  # a save() now would put it back
             if store is not None and ledger.revision is not Expect.ABSENT:
-                await store.delete(ledger.store_key, expected=ledger.revision)
+                await store.in_time(store.delete(ledger.store_key, expected=ledger.revision), OutcomeUnknownError)
         except RevisionConflictError:
-            self.turns.leave(False)
             error = ledger.superseded()
             self.lose(error)
+            ledger.abandon(ledger.superseded)
+            self.turns.leave(False)
             raise error from None
         except BaseException:
+            ledger.resume()
             self.turns.leave(False)
+            self.watch()
             raise
+        if self.state is not State.LIVE:  # somebody else's write came first, and its burial is under way
+            self.turns.leave(False)
+            raise Retired
         self.state = after(self.state, Event.LOST)
+        deleted = partial(AgentDeletedError, f"{self._who} was deleted before this call was done")
         ledger.abandon(deleted)
         self.turns.evict(deleted)
         await self._on_stop()

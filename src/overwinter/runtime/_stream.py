@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
-from ._turn import Host, current_turn
+from ._turn import Wait, current_turn
 
 __all__ = ["BUFFER", "Stream"]
 
@@ -61,9 +61,9 @@ class Stream:
     """
 
     def __init__(
-        self, produce: Callable[[Any], Awaitable[None]], spawn: Callable[[Any], asyncio.Task[Any]], host: Host
+        self, produce: Callable[[Any], Awaitable[None]], spawn: Callable[[Any], asyncio.Task[Any]], wait: Wait
     ) -> None:
-        self._produce, self._spawn, self._host = produce, spawn, host
+        self._produce, self._spawn, self._wait = produce, spawn, wait
         self._channel = _Channel()
         self._task: asyncio.Task[Any] | None = None
         self._closed = False
@@ -78,7 +78,7 @@ class Stream:
             self._task = self._spawn(_run(self._produce, self._channel))
         caller = current_turn()
         if caller is not None:
-            caller.wait_for(self._host)
+            caller.wait_for(self._wait)
         try:
             return await self._channel.take()
         except asyncio.CancelledError:
@@ -86,7 +86,7 @@ class Stream:
             raise
         finally:
             if caller is not None:
-                caller.waited_for(self._host)
+                caller.waited(self._wait)
 
     async def aclose(self) -> None:
         """End the call, if it runs; return when it has ended. Idempotent."""

@@ -6,13 +6,13 @@ A turn is found through a context variable, so that what the agent's method call
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from ..errors import OverwinterError, UsageError
 
-__all__ = ["TURN", "Consumer", "Host", "Turn", "commit", "current_turn", "waits_for_itself"]
+__all__ = ["TURN", "Host", "Turn", "Wait", "commit", "current_turn", "waits_for_itself"]
 
 
 class Host(Protocol):
@@ -22,67 +22,90 @@ class Host(Protocol):
     def running(self) -> Collection[Turn]: ...
 
 
+class Performs(Protocol):
+    """Who performs turns, as far as a turn needs to know."""
+
+    async def commit(self, turn: Turn) -> None: ...
+    def copy(self) -> Any: ...
+
+
+class Wait:
+    """One thing that a turn waits for: a host while it queues, then the very turn that it became, then nothing."""
+
+    __slots__ = ("on",)
+
+    def __init__(self, on: Host | Turn | None) -> None:
+        self.on = on
+
+
 class Turn:
     """A call while it runs. ``active`` ends with it, however long the tasks that it started go on."""
 
-    __slots__ = ("_cancelling", "_commit", "aborted", "active", "awaits", "caller", "effects", "readonly", "task")
+    __slots__ = (
+        "_cancelling",
+        "aborted",
+        "active",
+        "awaits",
+        "caller",
+        "doomed",
+        "effects",
+        "performer",
+        "readonly",
+        "task",
+    )
 
-    def __init__(
-        self,
-        task: asyncio.Task[Any],
-        *,
-        readonly: bool = False,
-        commit: Callable[[Turn], Awaitable[None]] | None = None,
-    ) -> None:
+    def __init__(self, task: asyncio.Task[Any], *, readonly: bool = False, performer: Performs | None = None) -> None:
         self.caller = current_turn()
-        self.readonly, self._commit = readonly, commit
+        self.performer, self.readonly = performer, readonly
         self.task = task
         self.active = True
         self.aborted: OverwinterError | None = None
-        self.awaits: list[Host] | None = None
-        """Servers that this turn waits for, once for each call."""
+        self.doomed = False
+        self.awaits: list[Wait] | None = None
         self.effects: list[Callable[[], object]] | None = None
         """What leaves only when this turn's version is durable: ``tell`` and the like."""
         self._cancelling = 0
 
-    def abort(self, error: OverwinterError) -> None:
-        """Cancel the body; whoever called then gets *error*, not a ``CancelledError`` that nobody asked for."""
+    def abort(self, error: OverwinterError, *, doomed: bool = True) -> None:
+        """Cancel the body; whoever called then gets *error*, not a ``CancelledError`` that nobody asked for.
+
+        A *doomed* turn's versions will never be durable, so its caller must not wait for them.
+        """
         if self.aborted is None:
-            self.aborted = error
+            self.aborted, self.doomed = error, doomed
             self._cancelling = self.task.cancelling()
             self.task.cancel()
 
-    def absorb_abort(self) -> bool:
-        """After the body ended: whether the cancellation was ours alone."""
-        return self.aborted is not None and self.task.uncancel() <= self._cancelling
+    def outcome_of_abort(self, error: BaseException) -> BaseException:
+        """After the body of an aborted turn ended with *error*: what its caller gets."""
+        assert self.aborted is not None
+        ours = self.task.uncancel() <= self._cancelling
+        outer = self.caller
+        while outer is not None and outer.task is self.task:
+            if outer.aborted is not None:
+                return asyncio.CancelledError()  # a turn round this one, in the same task, is to end too
+            outer = outer.caller
+        return self.aborted if ours or not isinstance(error, asyncio.CancelledError) else error
 
     async def commit(self) -> None:
-        if self._commit is None:
+        if self.performer is None:
             raise UsageError("commit() is for calls: what on_start and on_stop change is stored when they return")
         if asyncio.current_task() is not self.task:
             raise UsageError(
                 "commit() belongs to the turn's own task: await it in the method itself, not in a task that it started"
             )
-        await self._commit(self)
+        await self.performer.commit(self)
 
-    def wait_for(self, host: Host) -> None:
+    def wait_for(self, wait: Wait) -> Wait:
+        """Note that this turn waits; ``waited`` takes it back."""
         if self.awaits is None:
             self.awaits = []
-        self.awaits.append(host)
+        self.awaits.append(wait)
+        return wait
 
-    def waited_for(self, host: Host) -> None:
+    def waited(self, wait: Wait) -> None:
         assert self.awaits is not None
-        self.awaits.remove(host)
-
-
-class Consumer(NamedTuple):
-    """Who takes the items of a stream, as something that the stream waits for."""
-
-    turn: Turn
-
-    @property
-    def running(self) -> Collection[Turn]:
-        return (self.turn,)
+        self.awaits.remove(wait)
 
 
 TURN: ContextVar[Turn | None] = ContextVar("overwinter_turn", default=None)
@@ -109,15 +132,17 @@ async def commit() -> None:
 
 def waits_for_itself(turn: Turn, host: Host) -> bool:
     """Whether *host* can't become free before *turn* ends, because what runs there waits, at last, for *turn*."""
-    seen: set[Host] = set()
-    todo = [host]
+    seen: set[Host | Turn] = set()
+    todo: list[Host | Turn] = [host]
     while todo:
         here = todo.pop()
+        if here is turn:
+            return True
         if here in seen:
             continue
         seen.add(here)
-        for other in here.running:
-            if other is turn:
-                return True
-            todo.extend(other.awaits or ())
+        if isinstance(here, Turn):
+            todo.extend(wait.on for wait in here.awaits or () if wait.on is not None)
+        else:
+            todo.extend(here.running)
     return False

@@ -27,6 +27,8 @@ class Stats:
     """Live agents with changes that are not stored."""
     dirty_since: float | None
     """When the oldest of those changes was made, in seconds since 1970: a crash loses nothing older."""
+    loss_window: float
+    """Seconds since then; 0 if everything is stored. Under ``"call"`` those changes are not acknowledged yet."""
     queued: int
     """Calls that wait for their turn."""
     created: int
@@ -64,6 +66,7 @@ def stats(registry: Registry[Any]) -> Stats:
         thawing=sum(server.state is State.THAWING for server in servers),
         dirty=sum(not server.ledger.clean for server in servers),
         dirty_since=min(since, default=None),
+        loss_window=max(0.0, home.terms.clock.time() - min(since)) if since else 0.0,
         queued=sum(server.turns.queued for server in servers),
         created=home.created,
         thawed=home.thawed,
@@ -85,7 +88,7 @@ def inspect(registry: Registry[Any], key: str) -> Inspection:
         queued=server.turns.queued,
         attached=attached,
         dirty_since=server.ledger.dirty_since,
-        last_error=None if error is None else type(error).__name__,
+        last_error=None if error is None else error.__name__,
         why_live=_why_live(server, attached) if server.state is State.LIVE else None,
     )
 
@@ -95,7 +98,7 @@ def _why_live(server: AgentServer[Any], attached: int) -> str:
         return f"{attached} attached"
     if server.running or server.turns.queued:
         return "calls are running or waiting"
-    if isinstance(server.last_error, StoreError) and not server.ledger.clean:
+    if server.last_error is not None and issubclass(server.last_error, StoreError) and not server.ledger.clean:
         return "it could not be stored"
     if server.home.idle is None:
         return "the manager has no idle_timeout"

@@ -9,12 +9,15 @@ import asyncio
 import enum
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Self, TypeAlias
+from typing import Self, TypeAlias, TypeVar
 
-from ..errors import ClosedError, OutcomeUnknownError, StoreInUseError, UsageError
+from ..errors import ClosedError, OutcomeUnknownError, StoreError, StoreInUseError, StoreUnavailableError, UsageError
 
 __all__ = ["Durability", "Expect", "Revision", "Store", "Stored"]
+
+T = TypeVar("T")
 
 Revision: TypeAlias = bytes
 """The writer's unique write id (16 random bytes). It never comes back, not after delete and re-create either."""
@@ -110,12 +113,16 @@ class Store(ABC):
         """
         return asyncio.ensure_future(self._put_in_time(key, data, revision, expected))
 
-    async def _put_in_time(self, key: str, data: bytes, revision: Revision, expected: Revision | Expect) -> None:
+    async def in_time(self, operation: Awaitable[T], late: type[StoreError] = StoreUnavailableError) -> T:
+        """Await *operation* for ``timeout`` seconds at most; then raise *late*."""
         try:
             async with asyncio.timeout(self.timeout):
-                await self.put(key, data, revision=revision, expected=expected)
+                return await operation
         except TimeoutError:
-            raise OutcomeUnknownError(f"{type(self).__name__} did not answer a put within {self.timeout:g} s") from None
+            raise late(f"{type(self).__name__} did not answer within {self.timeout:g} s") from None
+
+    async def _put_in_time(self, key: str, data: bytes, revision: Revision, expected: Revision | Expect) -> None:
+        await self.in_time(self.put(key, data, revision=revision, expected=expected), OutcomeUnknownError)
 
     async def claim(self, name: str, *, shared: bool, wait: float) -> None:
         """Become an owner of the agents called *name* here, the only one unless *shared*; wait up to *wait* seconds.

@@ -11,14 +11,15 @@ import hashlib
 import os
 import time
 import warnings
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidKeyError, StoreInUseError, UsageError
+from ..errors import InvalidKeyError, StoreError, StoreInUseError, StoreUnavailableError, UsageError
 from ._flock import LockFile
 from ._lane import Job, Lane
 from ._sqlite_worker import Reader, Writer
-from .base import Durability, Expect, Revision, Store, Stored
+from .base import Durability, Expect, Revision, Store, Stored, T
 
 __all__ = ["SQLiteStore"]
 
@@ -74,6 +75,9 @@ class SQLiteStore(Store):
 
     def __repr__(self) -> str:
         return f"SQLiteStore({self.path!r})"
+
+    async def in_time(self, operation: Awaitable[T], late: type[StoreError] = StoreUnavailableError) -> T:
+        return await operation  # every call here has its own deadline, and knows better what became of it
 
     async def open(self) -> None:
         patience = 3 * self.timeout
