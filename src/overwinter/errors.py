@@ -12,6 +12,8 @@ __all__ = [
     "AgentDeletedError",
     "AgentNotFoundError",
     "AgentStateError",
+    "AlreadyAppliedError",
+    "CallIdReusedError",
     "CloseError",
     "ClosedError",
     "CorruptRecordError",
@@ -89,6 +91,14 @@ class OutsideTurnError(OverwinterError, RuntimeError):
 
 class ReentrantCallError(OverwinterError, RuntimeError):
     """A call that would wait for itself: an agent called itself, or two called each other, inside their turns."""
+
+
+class AlreadyAppliedError(OverwinterError):
+    """A call with this ``call_id`` was made before, and its reply was not kept: too large, or no plain data."""
+
+
+class CallIdReusedError(OverwinterError, ValueError):
+    """A ``call_id`` was used again for another method or other arguments; nothing was called."""
 
 
 class TurnCancelledError(OverwinterError):

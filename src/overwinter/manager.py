@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, cast, overload
 
@@ -52,6 +54,18 @@ class ManagerOptions(TypedDict, total=False):
     owner_wait: float
     turn_timeout: float | timedelta | None
     clock: Clock | None
+
+
+@dataclass(slots=True)
+class _Door:
+    """Whether a manager is open, and where. Shared by all that ``options`` returned."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+    pid: int = 0
+    closing: bool = False
+    close_task: asyncio.Task[None] | None = None
+    claimed: list[str] = field(default_factory=list)
+    leased: bool = False
 
 
 class InstanceManager(Generic[A]):
@@ -115,12 +129,8 @@ class InstanceManager(Generic[A]):
             self._home.turn_timeout = seconds("turn_timeout", turn_timeout)
         self._registry: Registry[A] = Registry(self._home, retry=superseded == "retry")
         self._reference = reference_class(self._kind)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-        self._closing = False
-        self._close_task: asyncio.Task[None] | None = None
-        self._claimed: list[str] = []
-        self._leased = False
+        self._door = _Door()
+        self._call_id: str | None = None
 
     def __repr__(self) -> str:
         return f"<InstanceManager of {self._kind.name}: {len(self._registry.servers)} live>"
@@ -140,15 +150,15 @@ class InstanceManager(Generic[A]):
         Raises:
             StoreInUseError: somebody else is.
         """
-        if self._loop is not None:
+        if self._door.loop is not None:
             raise UsageError(
-                f"{self!r} is open already" if not self._closing else f"{self!r} was closed: make a new one"
+                f"{self!r} is open already" if not self._door.closing else f"{self!r} was closed: make a new one"
             )
         self._settle_in()
         try:
             await self._take_store()
         except BaseException:
-            self._loop = None
+            self._door.loop = None
             raise
 
     def _open_soon(self) -> None:
@@ -158,7 +168,7 @@ class InstanceManager(Generic[A]):
         self._home.opening.add_done_callback(lambda task: task.cancelled() or task.exception())  # callers get it
 
     def _settle_in(self) -> None:
-        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._door.loop, self._door.pid = asyncio.get_running_loop(), os.getpid()
         self._home.ground = contextvars.copy_context()
         self._home.ground.run(TURN.set, None)
 
@@ -169,11 +179,11 @@ class InstanceManager(Generic[A]):
         try:
             for name in (self._kind.name, *self._kind.aliases):
                 await self._store.claim(name, shared=self._shared, wait=self._owner_wait)
-                self._claimed.append(name)
-            self._leased = True
+                self._door.claimed.append(name)
+            self._door.leased = True
         except BaseException:
-            while self._claimed:
-                await self._store.release(self._claimed.pop())
+            while self._door.claimed:
+                await self._store.release(self._door.claimed.pop())
             await self._store.__aexit__()
             raise
 
@@ -185,23 +195,25 @@ class InstanceManager(Generic[A]):
         Raises:
             CloseError: with the keys of the agents that are not stored.
         """
-        if self._loop is None:
+        if self._door.loop is None:
             return
         self._check_place()
         await close_together([self], deadline)
 
     async def _let_go_of_store(self) -> None:
-        if self._store is not None and self._leased:
-            self._leased = False
-            while self._claimed:
-                await self._store.release(self._claimed.pop())
+        if self._store is not None and self._door.leased:
+            self._door.leased = False
+            while self._door.claimed:
+                await self._store.release(self._door.claimed.pop())
             await self._store.__aexit__()
 
     def _check(self) -> None:
         """Raise unless a call may begin here and now. While it closes, running turns may still call."""
-        if self._loop is None or self._home.closed or (self._closing and current_turn() is None):
+        if self._door.loop is None or self._home.closed or (self._door.closing and current_turn() is None):
             state = (
-                "is closed" if self._closing else "is not open: use `async with manager:`, or `await manager.open()`"
+                "is closed"
+                if self._door.closing
+                else "is not open: use `async with manager:`, or `await manager.open()`"
             )
             raise ClosedError(f"the manager of {self._kind.name} {state}")
         self._check_place()
@@ -211,11 +223,11 @@ class InstanceManager(Generic[A]):
             here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
-        if self._pid != os.getpid():
+        if self._door.pid != os.getpid():
             raise UsageError(
                 f"the manager of {self._kind.name} was opened before a fork: make a new one in the child process"
             )
-        if here is not self._loop:
+        if here is not self._door.loop:
             raise UsageError(
                 f"the manager of {self._kind.name} belongs to another event loop or thread: "
                 "call it there, for instance with asyncio.run_coroutine_threadsafe"
@@ -257,6 +269,24 @@ class InstanceManager(Generic[A]):
 
     # ------------------------------------------------------------ calls
 
+    def options(self, *, call_id: str) -> Self:
+        """Return this manager with options for its calls, and for those of the references that it gives.
+
+        *call_id* (1 to 128 characters) names a call, so that it can be repeated: an agent keeps the ids and replies
+        of its last calls that changed something (up to 64 and 16 KB) in the same write as the change, and answers a
+        repeated id with the first reply. After ``OutcomeUnknownError``, or a crash of the caller, repeat the call
+        under its id. Nothing tells which ids are forgotten: repeat soon.
+
+        Raises, when the call is made:
+            CallIdReusedError: the id was used for another method or other arguments.
+            AlreadyAppliedError: the call was made, and its reply was too large to keep.
+        """
+        if type(call_id) is not str or not 1 <= len(call_id) <= 128 or not call_id.isprintable():
+            raise ValueError("a call_id is a printable str of 1 to 128 characters")
+        manager = copy.copy(self)
+        manager._call_id = call_id
+        return manager
+
     @overload
     def call(
         self,
@@ -294,8 +324,10 @@ class InstanceManager(Generic[A]):
         """Bring a call to its agent. References use it; ``call`` is the checked way."""
         self._check()
         if method.streaming:
+            if self._call_id is not None:
+                raise TypeError(f"{method.name}() streams: a call_id is for calls with one reply")
             return self._registry.stream(key, method, args, kwargs)
-        return self._registry.call(key, method, args, kwargs)
+        return self._registry.call(key, method, args, kwargs, self._call_id)
 
     @overload
     def tell(
@@ -320,9 +352,10 @@ class InstanceManager(Generic[A]):
         self._check()
         context = contextvars.copy_context()
         context.run(TURN.set, None)  # it is no part of the turn that told it
+        call_id = self._call_id
 
         def launch() -> None:
-            self._home.spawn(self._told(key, found, args, kwargs), context=context)
+            self._home.spawn(self._told(key, found, args, kwargs, call_id), context=context)
 
         turn = current_turn()
         if turn is None:
@@ -332,9 +365,11 @@ class InstanceManager(Generic[A]):
         else:
             turn.effects.append(launch)
 
-    async def _told(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    async def _told(
+        self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str | None
+    ) -> None:
         try:
-            await self._registry.call(key, method, args, kwargs)
+            await self._registry.call(key, method, args, kwargs, call_id)
         except Exception as error:  # noqa: BLE001  # nobody else is there to get it
             self._report(key, error, f"told {method.name}()")
 
@@ -432,20 +467,20 @@ class InstanceManager(Generic[A]):
     def _report(self, key: str, error: BaseException, doing: str) -> None:
         """A failure that no caller waits for goes where asyncio's own do: never to nobody."""
         message = f"overwinter: agent {self._kind.name} {key!r}: {doing}"
-        assert self._loop is not None
-        self._loop.call_exception_handler(
+        assert self._door.loop is not None
+        self._door.loop.call_exception_handler(
             {"message": message, "exception": error, "agent": self._kind.name, "key": key}
         )
 
 
 async def close_together(managers: list[InstanceManager[Any]], deadline: float) -> None:
     """Close managers whose agents may call each other. Cancelled, it goes on closing; called again, it waits for it."""
-    todo = [manager for manager in managers if manager._close_task is None]
+    todo = [manager for manager in managers if manager._door.close_task is None]
     if todo:
         task = asyncio.get_running_loop().create_task(_close(todo, deadline))
         for manager in todo:
-            manager._closing, manager._close_task = True, task  # intake ends now, not when the task starts
-    for closing in {manager._close_task for manager in managers}:
+            manager._door.closing, manager._door.close_task = True, task  # intake ends now, not when the task starts
+    for closing in {manager._door.close_task for manager in managers}:
         if closing is not None:
             await asyncio.shield(closing)
 

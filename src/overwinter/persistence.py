@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
+import msgspec
+
 from ._types import check_key
 from .agent import Agent, AgentType, agent_type
 from .agent._base import KEY
+from .agent._receipts import Receipt, Receipts
 from .errors import (
     AgentStateError,
     CorruptRecordError,
@@ -56,6 +59,7 @@ class Loaded(Generic[A]):
     body: bytes
     """The encoding of the agent as it is now, which is not the stored one if it was migrated."""
     extras: Mapping[str, Any]
+    receipts: Receipts
     store_key: str
     revision: Revision
     sequence: int
@@ -140,7 +144,7 @@ class Keeper(Generic[A]):
         if not same:
             body = self._schema.encode(agent, extras)
         vars(agent)[KEY] = key
-        return Loaded(agent, body, extras, store_key, revision, header.sequence)
+        return Loaded(agent, body, extras, _receipts(where, header.calls), store_key, revision, header.sequence)
 
     def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING) -> bytes:
         """Check and encode an agent's state.
@@ -165,7 +169,16 @@ class Keeper(Generic[A]):
     def _who(self, agent: A) -> str:
         return f"{self.kind.name} {agent.__dict__.get(KEY, '')!r}"  # never its repr, which the class may override
 
-    def record(self, key: str, body: bytes, *, sequence: int, revision: Revision, extras: Mapping[str, Any]) -> bytes:
+    def record(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        sequence: int,
+        revision: Revision,
+        extras: Mapping[str, Any],
+        receipts: Receipts = (),
+    ) -> bytes:
         """The record that says: this is the state of *key* as of *revision*."""
         schema = self._schema
         flags = (EXTRAS if extras else 0) | (CUSTOM if self.kind.custom else 0)
@@ -178,8 +191,21 @@ class Keeper(Generic[A]):
             revision=revision,
             time_us=int(self._now() * 1_000_000),
             flags=flags,
+            calls=receipts,
         )
         return pack(header, body)
+
+
+_as_receipts = msgspec.msgpack.Decoder(tuple[Receipt, ...]).decode
+
+
+def _receipts(where: str, calls: tuple[Any, ...]) -> Receipts:
+    if not calls:
+        return ()
+    try:
+        return _as_receipts(msgspec.msgpack.encode(calls))
+    except msgspec.MsgspecError:
+        raise CorruptRecordError(f"{where}: the record's receipts of calls do not decode: restore a backup") from None
 
 
 @dataclass(slots=True)
@@ -190,6 +216,7 @@ class _Line:
     revision: Revision | Expect
     sequence: int
     extras: Mapping[str, Any]
+    receipts: Receipts
     attempted: set[Revision]
 
 
@@ -235,7 +262,9 @@ class Persistence:
         loaded = await self._keeper(cls, key).load(key)
         if loaded is None:
             return None
-        vars(loaded.agent)[_LINE] = _Line(loaded.store_key, loaded.revision, loaded.sequence, loaded.extras, set())
+        vars(loaded.agent)[_LINE] = _Line(
+            loaded.store_key, loaded.revision, loaded.sequence, loaded.extras, loaded.receipts, set()
+        )
         return loaded.agent
 
     async def hibernate(self, key: str, agent: Agent) -> None:
@@ -250,7 +279,7 @@ class Persistence:
         keeper = self._keeper(type(agent), key)
         line = agent.__dict__.get(_LINE)
         if line is None or agent.__dict__.get(KEY) != key:
-            line = _Line(keeper.store_key(key), Expect.ABSENT, 0, {}, set())
+            line = _Line(keeper.store_key(key), Expect.ABSENT, 0, {}, (), set())
         body = keeper.encode(agent, line.extras)
         vars(agent).update({KEY: key, _LINE: line})
         try:
@@ -267,7 +296,9 @@ class Persistence:
 
     async def _put(self, keeper: Keeper[Any], key: str, line: _Line, body: bytes) -> None:
         revision = new_revision()
-        data = keeper.record(key, body, sequence=line.sequence + 1, revision=revision, extras=line.extras)
+        data = keeper.record(
+            key, body, sequence=line.sequence + 1, revision=revision, extras=line.extras, receipts=line.receipts
+        )
         line.attempted.add(revision)  # a cancelled put may be stored, so it counts as tried from here on
         try:
             await self.store.put(line.store_key, data, revision=revision, expected=line.revision)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .._clock import Clock, Timer
+from ..agent._receipts import Receipt, Receipts, add_receipt
 from ..errors import (
     OutcomeUnknownError,
     OverwinterError,
@@ -21,7 +22,7 @@ from ..errors import (
     StoreUnavailableError,
     SupersededError,
 )
-from ..persistence import Keeper, new_revision
+from ..persistence import Keeper, Loaded, new_revision
 from ..stores.base import Expect, Revision
 
 __all__ = ["Ledger", "LedgerHost", "Terms"]
@@ -68,16 +69,19 @@ class Ledger:
         "_sequence",
         "_sub",
         "_sub_body",
+        "_sub_receipts",
         "_terms",
         "_timer",
         "_unknown_to",
         "_waiters",
         "cur",
         "cur_body",
+        "cur_receipts",
         "dirty_since",
         "down",
         "dur",
         "dur_body",
+        "dur_receipts",
         "extras",
         "key",
         "last_error",
@@ -93,6 +97,9 @@ class Ledger:
         self.cur_body = self.dur_body = b""
         self._sub: int | None = None
         self._sub_body = b""
+        self.cur_receipts: Receipts = ()
+        self.dur_receipts: Receipts = ()
+        self._sub_receipts: Receipts = ()
         self.revision: Revision | Expect = Expect.ABSENT
         self._sequence = 0
         self.store_key = keeper.store_key(key)
@@ -115,8 +122,11 @@ class Ledger:
         """Set the version that the agent came alive with, the durable one if it was thawed."""
         self.cur_body = self.dur_body = body
 
-    def thawed(self, store_key: str, revision: Revision, sequence: int, extras: Mapping[str, Any]) -> None:
-        self.store_key, self.revision, self._sequence, self.extras = store_key, revision, sequence, extras
+    def thawed(self, loaded: Loaded[Any]) -> None:
+        """Set where the agent stands in its record's line of revisions."""
+        self.store_key, self.revision, self._sequence = loaded.store_key, loaded.revision, loaded.sequence
+        self.extras, self.cur_receipts, self.dur_receipts = loaded.extras, loaded.receipts, loaded.receipts
+        self.begin(loaded.body)
 
     @property
     def gated(self) -> bool:
@@ -143,12 +153,14 @@ class Ledger:
 
     # ------------------------------------------------------------ versions
 
-    def advance(self, body: bytes) -> None:
-        """Make a new current version."""
+    def advance(self, body: bytes, receipt: Receipt | None = None) -> None:
+        """Make a new current version, with the receipt of the call that made it, if its caller wants one."""
         self.cur += 1
         self.cur_body = body
+        if receipt is not None:
+            self.cur_receipts = add_receipt(self.cur_receipts, receipt)
         if self._keeper.store is None:
-            self.dur, self.dur_body = self.cur, body
+            self.dur, self.dur_body, self.dur_receipts = self.cur, body, self.cur_receipts
             return
         if self.dirty_since is None:
             self.dirty_since = self._terms.clock.time()
@@ -175,11 +187,16 @@ class Ledger:
         keeper = self._keeper
         assert keeper.store is not None
         revision = new_revision()
-        self._sub, self._sub_body = self.cur, self.cur_body
+        self._sub, self._sub_body, self._sub_receipts = self.cur, self.cur_body, self.cur_receipts
         self._attempted.add(revision)
         try:
             data = keeper.record(
-                self.key, self.cur_body, sequence=self._sequence + 1, revision=revision, extras=self.extras
+                self.key,
+                self.cur_body,
+                receipts=self.cur_receipts,
+                sequence=self._sequence + 1,
+                revision=revision,
+                extras=self.extras,
             )
             put = keeper.store.submit(self.store_key, data, revision=revision, expected=self.revision)
         except Exception as error:  # noqa: BLE001  # closed, forked, or a submit() of somebody's own
@@ -192,11 +209,11 @@ class Ledger:
     def _settle(self, put: asyncio.Future[None], revision: Revision) -> None:
         """Book the outcome of a put; what follows from it is for whoever submitted it."""
         error = _outcome(put)
-        body, version = self._sub_body, self._sub
-        self._sub, self._sub_body = None, b""
+        body, version, receipts = self._sub_body, self._sub, self._sub_receipts
+        self._sub, self._sub_body, self._sub_receipts = None, b"", ()
         if error is None:
             assert version is not None
-            self.revision, self.dur, self.dur_body = revision, version, body
+            self.revision, self.dur, self.dur_body, self.dur_receipts = revision, version, body, receipts
             self._sequence += 1
             self._attempted.clear()
             self._unknown_to = 0
@@ -355,7 +372,7 @@ class Ledger:
             self._recovery = None
             self._fail(lambda _: why())
             return
-        self.cur, self.cur_body, self.down = self.dur, self.dur_body, True
+        self.cur, self.cur_body, self.cur_receipts, self.down = self.dur, self.dur_body, self.dur_receipts, True
         self.dirty_since = None
         self._recovery = None
         self._fail(lambda _: why())

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from .._clock import Timer
 from ..agent import Agent, Method
 from ..agent._base import KEY
+from ..agent._receipts import Receipt, make_receipt, reply_of
 from ..errors import (
     AgentStateError,
     OverwinterError,
@@ -89,6 +90,7 @@ class Performer(Generic[A]):
         kwargs: dict[str, Any],
         wait: Wait | None = None,
         send: Send | None = None,
+        call_id: str | None = None,
     ) -> Any:
         """Run one call as a turn, in the caller's task; return its result when what it made or saw is durable.
 
@@ -120,9 +122,13 @@ class Performer(Generic[A]):
             if wait is not None:
                 wait.on = turn
             try:
-                body = method.function(self.agent, *args, **kwargs)
-                result = await (body if send is None else self._send_items(turn, body, send))
-                tag = self._finish(turn, readonly)
+                if call_id is None or readonly:
+                    body = method.function(self.agent, *args, **kwargs)
+                    result = await (body if send is None else self._send_items(turn, body, send))
+                    tag = self._finish(turn, readonly)
+                else:
+                    result = await self._run_once(turn, method, args, kwargs, call_id)
+                    tag = self.ledger.cur
             except BaseException as error:  # noqa: BLE001  # it goes to the caller, below
                 failure = self._failed(turn, error, readonly)
                 tag = self.ledger.cur
@@ -148,6 +154,19 @@ class Performer(Generic[A]):
                 raise failure
             finally:
                 del failure  # no cycle of exception, traceback and frame
+        return result
+
+    async def _run_once(
+        self, turn: Turn, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str
+    ) -> Any:
+        """Give the reply of an earlier call with this id, or call, and keep a receipt with what it changed."""
+        ledger, function, call = self.ledger, method.function, (args, kwargs)
+        known = reply_of(ledger.cur_receipts, call_id, function, call)
+        if known is not None:
+            return known[0]
+        before = ledger.cur
+        result = await function(self.agent, *args, **kwargs)
+        self._finish(turn, readonly=False, receipt=make_receipt(call_id, function, call, result), since=before)
         return result
 
     async def _run_interleaved(
@@ -243,7 +262,7 @@ class Performer(Generic[A]):
         if not turn.readonly:
             await self.ledger.persist()
 
-    def _finish(self, turn: Turn, readonly: bool) -> int:
+    def _finish(self, turn: Turn, readonly: bool, receipt: Receipt | None = None, since: int = 0) -> int:
         """Make a version of what the turn changed, if it did; return the version that the reply depends on."""
         ledger = self.ledger
         if turn.aborted is not None:
@@ -251,13 +270,13 @@ class Performer(Generic[A]):
         if ledger.lost:
             raise ledger.superseded()
         if not readonly:
-            self._seal()
+            self._seal(receipt, since)
         if turn.effects:
             ledger.when_durable(ledger.cur, turn.effects)
             turn.effects = None
         return ledger.cur
 
-    def _seal(self) -> None:
+    def _seal(self, receipt: Receipt | None = None, since: int = 0) -> None:
         agent, ledger = self.agent, self.ledger
         if not agent.__dict__.keys() <= self._settable:
             stray = min(agent.__dict__.keys() - self._settable)
@@ -267,8 +286,8 @@ class Performer(Generic[A]):
                 f"or declare it {stray}: ... = transient(), or set it in on_start"
             )
         body = self.home.keeper.encode(agent, ledger.extras)
-        if body != ledger.cur_body:
-            ledger.advance(body)
+        if body != ledger.cur_body or (receipt is not None and ledger.cur != since):
+            ledger.advance(body, receipt)
 
     def _failed(self, turn: Turn, error: BaseException, readonly: bool) -> BaseException:
         """Undo a turn that raised; return what its caller gets."""

@@ -46,19 +46,27 @@ class Registry(Generic[A]):
 
     # ------------------------------------------------------------ calls
 
-    async def call(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def call(
+        self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str | None = None
+    ) -> Any:
         """Run one call, in the caller's task, in whichever life of *key* has its turn next."""
         caller = current_turn()
         if caller is None:
-            return await self._call(key, method, args, kwargs, None)
+            return await self._call(key, method, args, kwargs, None, call_id)
         wait = caller.wait_for(Wait(None))
         try:
-            return await self._call(key, method, args, kwargs, wait)
+            return await self._call(key, method, args, kwargs, wait, call_id)
         finally:
             caller.waited(wait)
 
     async def _call(
-        self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], wait: Wait | None
+        self,
+        key: str,
+        method: Method,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        wait: Wait | None,
+        call_id: str | None,
     ) -> Any:
         deadline: float | None = None
         pause = 0.001
@@ -69,7 +77,7 @@ class Registry(Generic[A]):
             if wait is not None:
                 wait.on = server
             try:
-                return await server.run(method, args, kwargs, wait)
+                return await server.run(method, args, kwargs, wait, call_id=call_id)
             except Retired:
                 await asyncio.sleep(0)  # those who waited longer come first
                 continue

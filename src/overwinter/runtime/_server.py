@@ -111,8 +111,7 @@ class AgentServer(Performer[A]):
             raise ThawError(f"{self._who}: the store can't be read, so nothing was started; try again") from error
         if loaded is not None:
             self.agent = loaded.agent
-            ledger.thawed(loaded.store_key, loaded.revision, loaded.sequence, loaded.extras)
-            ledger.begin(loaded.body)
+            ledger.thawed(loaded)
             home.thawed += 1
             return False
         if missing == "raise":
