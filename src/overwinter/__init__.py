@@ -1,5 +1,6 @@
 """Persistent, stateful agents: typed objects, addressed by a key, that survive restarts."""
 
+from ._run import run
 from ._types import Interval
 from .agent import Agent, Signal, interleave, on, readonly, transient, upcast
 from .errors import OverwinterError
@@ -30,6 +31,7 @@ __all__ = [
     "interleave",
     "on",
     "readonly",
+    "run",
     "transient",
     "upcast",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "ClosedError",
     "CorruptRecordError",
     "InvalidKeyError",
+    "MailboxFullError",
     "MigrationError",
     "MissingInitialError",
     "NewerRecordError",
@@ -33,6 +34,7 @@ __all__ = [
     "StoreUnavailableError",
     "SupersededError",
     "ThawError",
+    "TooManyLiveError",
     "TurnCancelledError",
     "TurnTimeoutError",
     "UnknownAgentError",
@@ -107,6 +109,14 @@ class TurnCancelledError(OverwinterError):
 
 class TurnTimeoutError(OverwinterError, TimeoutError):
     """The call ran longer than ``turn_timeout`` and was ended; it has no effect beyond its commit points."""
+
+
+class MailboxFullError(OverwinterError):
+    """``max_mailbox`` calls wait for this agent already; this one was not started."""
+
+
+class TooManyLiveError(OverwinterError):
+    """``max_live`` agents are live and none of them could hibernate; nothing was started."""
 
 
 class AgentDeletedError(OverwinterError, LookupError):

@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from math import inf
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, cast, overload
 
 from ._clock import Clock, LoopClock
@@ -27,6 +28,7 @@ from .runtime._ledger import Terms
 from .runtime._lifecycle import State
 from .runtime._ref import reference_class
 from .runtime._registry import Registry
+from .runtime._room import PutBudget, Room
 from .runtime._server import AgentServer
 from .runtime._turn import TURN, current_turn
 from .runtime._view import Inspection, Stats, inspect, stats
@@ -53,6 +55,8 @@ class ManagerOptions(TypedDict, total=False):
     superseded: Literal["raise", "retry"]
     owner_wait: float
     turn_timeout: float | timedelta | None
+    max_live: int | None
+    max_mailbox: int
     clock: Clock | None
 
 
@@ -90,6 +94,10 @@ class InstanceManager(Generic[A]):
         owner_wait: seconds to wait for another owner of these agents to leave, before ``StoreInUseError``.
         turn_timeout: seconds that a call may run before it is ended with ``TurnTimeoutError`` and rolled back; waiting
             for its turn, and for the store afterwards, does not count.
+        max_live: agents that may be live at once. Over it the least recently used idle one hibernates; when all are
+            attached or busy, a call waits some seconds and gets ``TooManyLiveError``.
+        max_mailbox: calls that may wait for one agent, for their turn or for the store; one more gets
+            ``MailboxFullError`` at once.
         clock: where time comes from.
     """
 
@@ -108,6 +116,8 @@ class InstanceManager(Generic[A]):
         superseded: Literal["raise", "retry"] = "raise",
         owner_wait: float = 5.0,
         turn_timeout: float | timedelta | None = None,
+        max_live: int | None = None,
+        max_mailbox: int = 10_000,
         clock: Clock | None = None,
     ) -> None:
         self._kind = agent_type(agent_class)
@@ -121,13 +131,20 @@ class InstanceManager(Generic[A]):
         keeper = Keeper(self._kind, store, key_fn=key_fn, max_state=max_state, now=clock.time)
         gated = store is not None and durability == "call"
         interval = durability.seconds if isinstance(durability, Interval) else None
-        terms = Terms(gated=gated, interval=interval, patience=store_patience, clock=clock)
+        terms = Terms(gated=gated, interval=interval, patience=store_patience, clock=clock, budget=PutBudget())
         self._home: Home[A] = Home(self._kind, keeper, terms, context, shared, self._report, self._remove)
         if idle_timeout is not None:
             self._home.idle = IdleTracker(clock, seconds("idle_timeout", idle_timeout), self._expire)
         if turn_timeout is not None:
             self._home.turn_timeout = seconds("turn_timeout", turn_timeout)
         self._registry: Registry[A] = Registry(self._home, retry=superseded == "retry")
+        if max_mailbox < 1 or (max_live is not None and max_live < 1):
+            raise ValueError("max_mailbox and max_live must be 1 or more")
+        self._home.max_mailbox = max_mailbox
+        if max_live is not None:
+            self._home.room = Room(clock, max_live, self._registry.evict_one)
+            if self._home.idle is None:
+                self._home.idle = IdleTracker(clock, inf, self._expire)
         self._reference = reference_class(self._kind)
         self._door = _Door()
         self._call_id: str | None = None

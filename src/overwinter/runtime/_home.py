@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -13,8 +14,9 @@ from ..agent import Agent, AgentType
 from ..persistence import Keeper
 from ._idle import IdleTracker
 from ._ledger import Terms
+from ._room import Room
 
-__all__ = ["ABORT_GRACE", "Effect", "Home", "Retired", "all_done"]
+__all__ = ["ABORT_GRACE", "Effect", "Failures", "Home", "Retired", "all_done"]
 
 A = TypeVar("A", bound=Agent)
 Effect = Callable[[], object]
@@ -26,6 +28,33 @@ ABORT_GRACE = 10.0
 
 class Retired(Exception):  # noqa: N818  # it is no error
     """Not an error: this life ended before the call began, and the next one takes it."""
+
+
+class Failures:
+    """Keys that could not come alive, and how long to wait before they are tried again; each key has its own.
+
+    The first three tries are free, so that whoever mended the cause need not wait.
+    """
+
+    FREE, FIRST, LONGEST, MOST = 3, 0.1, 30.0, 10_000
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def note(self, key: str, now: float) -> None:
+        count = self._keys.pop(key, (0, 0.0))[0] + 1
+        wait = min(self.LONGEST, self.FIRST * 2 ** min(count - self.FREE, 20)) if count > self.FREE else 0.0
+        self._keys[key] = (count, now + wait)
+        if len(self._keys) > self.MOST:
+            self._keys.popitem(last=False)
+
+    def forget(self, key: str) -> None:
+        self._keys.pop(key, None)
+
+    def wait(self, key: str, now: float) -> tuple[int, float]:
+        """How often *key* failed, and seconds until it may be tried again."""
+        count, until = self._keys.get(key, (0, now))
+        return count, max(0.0, until - now)
 
 
 @dataclass(slots=True)
@@ -48,6 +77,9 @@ class Home(Generic[A]):
     closed: bool = False
     ground: contextvars.Context | None = None
     """The context variables in which agents come alive: those of ``open()``, not of whoever calls first."""
+    max_mailbox: int = 10_000
+    room: Room | None = None
+    failures: Failures = field(default_factory=Failures)
     turn_timeout: float | None = None
     opening: asyncio.Task[Any] | None = None
     """While the store is being opened in the background."""

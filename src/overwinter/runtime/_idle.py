@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from math import inf
 from typing import Generic, TypeVar
 
 from .._clock import Clock, Timer
@@ -35,6 +36,15 @@ class IdleTracker(Generic[T]):
         """Stop watching. Idempotent."""
         self._deadlines.pop(member, None)
 
+    @property
+    def endless(self) -> bool:
+        """Whether nobody ever expires: it only keeps the order of use."""
+        return self._timeout == inf
+
+    def members(self) -> Iterator[T]:
+        """Those that are watched, the least recently used first."""
+        return iter(self._deadlines)
+
     def remaining(self, member: T) -> float | None:
         """Seconds until *member* expires; ``None`` if it isn't watched."""
         deadline = self._deadlines.get(member)
@@ -50,7 +60,7 @@ class IdleTracker(Generic[T]):
 
     def _arm(self) -> None:
         first = next(iter(self._deadlines.values()), None)
-        self._timer = None if first is None else self._clock.call_at(first, self._fire)
+        self._timer = None if first is None or first == inf else self._clock.call_at(first, self._fire)
 
     def _fire(self) -> None:
         # The timer is armed for the member that was first when it was set; touching only moves deadlines later,

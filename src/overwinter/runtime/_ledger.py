@@ -24,6 +24,7 @@ from ..errors import (
 )
 from ..persistence import Keeper, Loaded, new_revision
 from ..stores.base import Expect, Revision
+from ._room import PutBudget
 
 __all__ = ["Ledger", "LedgerHost", "Terms"]
 
@@ -43,6 +44,7 @@ class Terms:
     patience: float
     """Seconds that a failing store is tried before callers are told."""
     clock: Clock
+    budget: PutBudget
 
 
 class LedgerHost(Protocol):
@@ -62,6 +64,7 @@ class Ledger:
 
     __slots__ = (
         "_attempted",
+        "_held_back",
         "_host",
         "_keeper",
         "_put",
@@ -115,6 +118,7 @@ class Ledger:
         self.down = False
         """The store refused for longer than our patience: a write is tried once and fails fast."""
         self.lost = False
+        self._held_back = False  # waits until there are fewer bytes on their way
         self.paused = False
         """While it is being deleted: nothing is put."""
 
@@ -131,6 +135,11 @@ class Ledger:
     @property
     def gated(self) -> bool:
         return self._terms.gated
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a version to be durable."""
+        return len(self._waiters)
 
     @property
     def clean(self) -> bool:
@@ -180,13 +189,21 @@ class Ledger:
 
     def flush(self) -> None:
         """Put the current version unless it is durable, or a put is outstanding already."""
-        if self._sub is None and self._recovery is None and self.cur > self.dur and not self.lost and not self.paused:
+        if self.putting or self.clean or self.lost or self.paused or self._held_back:
+            return
+        if self._terms.budget.refuses(self._flush_now):
+            self._held_back = True
+        else:
             self._submit().add_done_callback(self._first_try_done)
+
+    def _flush_now(self) -> None:
+        self._held_back = False
+        self.flush()
 
     def _submit(self) -> asyncio.Future[None]:
         keeper = self._keeper
         assert keeper.store is not None
-        revision = new_revision()
+        revision, size = new_revision(), 0
         self._sub, self._sub_body, self._sub_receipts = self.cur, self.cur_body, self.cur_receipts
         self._attempted.add(revision)
         try:
@@ -198,16 +215,19 @@ class Ledger:
                 revision=revision,
                 extras=self.extras,
             )
+            size = len(data)
+            self._terms.budget.take(size)
             put = keeper.store.submit(self.store_key, data, revision=revision, expected=self.revision)
         except Exception as error:  # noqa: BLE001  # closed, forked, or a submit() of somebody's own
             put = asyncio.get_running_loop().create_future()
             put.set_exception(error)
-        put.add_done_callback(lambda done: self._settle(done, revision))
+        put.add_done_callback(lambda done: self._settle(done, revision, size))
         self._put = put
         return put
 
-    def _settle(self, put: asyncio.Future[None], revision: Revision) -> None:
+    def _settle(self, put: asyncio.Future[None], revision: Revision, size: int) -> None:
         """Book the outcome of a put; what follows from it is for whoever submitted it."""
+        self._terms.budget.give(size)
         error = _outcome(put)
         body, version, receipts = self._sub_body, self._sub, self._sub_receipts
         self._sub, self._sub_body, self._sub_receipts = None, b"", ()

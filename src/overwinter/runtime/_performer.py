@@ -18,6 +18,7 @@ from ..agent._base import KEY
 from ..agent._receipts import Receipt, make_receipt, reply_of
 from ..errors import (
     AgentStateError,
+    MailboxFullError,
     OverwinterError,
     ReentrantCallError,
     StoreUnavailableError,
@@ -104,6 +105,11 @@ class Performer(Generic[A]):
             return await self._run_interleaved(method, args, kwargs, send)
         if self._refusal is not None:
             raise self._refusal()
+        if self.turns.waiting + self.ledger.waiting >= self.home.max_mailbox:
+            raise MailboxFullError(
+                f"{self._who}: {self.home.max_mailbox:,} calls wait already, so {method.name}() was not started: "
+                "call it less often, or raise max_mailbox"
+            )
         if not self.turns.try_enter(readonly):
             caller = current_turn()
             if caller is not None and waits_for_itself(caller, self):
@@ -352,8 +358,11 @@ class Performer(Generic[A]):
         return self.state is State.LIVE and self.turns.free and not self.running and self.key not in self.home.held
 
     def watch(self) -> None:
+        """Begin to wait for its idle timeout, if it is idle."""
         if self.home.idle is not None and self.is_idle():
             self.home.idle.touch(self)
+            if self.home.room is not None and self.home.room.wanted:
+                self.home.room.make()
 
     async def abort(self, error: MakeError) -> bool:
         """Tell all running turns to end with *error*; return whether they did in time."""

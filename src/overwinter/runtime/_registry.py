@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from .._types import check_key
@@ -21,6 +22,7 @@ from ..errors import (
     OverwinterError,
     ReentrantCallError,
     SupersededError,
+    ThawError,
 )
 from ..stores.base import Expect
 from ._home import Home, Retired
@@ -120,6 +122,12 @@ class Registry(Generic[A]):
         check_key(key, home.kind.name)
         if home.closed:
             raise ClosedError(f"the manager of {home.kind.name} is closed")
+        count, wait = home.failures.wait(key, home.terms.clock.monotonic())
+        if wait:
+            raise ThawError(
+                f"{home.kind.name} {key!r} failed to come alive {count} times in a row; "
+                f"it is tried again in {wait:.3g} s"
+            )
         last = self.servers.get(key)
         after_life = self._deleting.get(key) if last is None else last.gone
         server = self.servers[key] = AgentServer(home, key, (initial is None, missing))
@@ -145,8 +153,7 @@ class Registry(Generic[A]):
                         if mine or (server.asked == asked and initial is None):
                             raise error.again() from error.__cause__
                         continue  # it was asked for on other terms than ours: its failure says nothing about us
-            if server.state is State.LIVE:
-                return server
+            return server  # it was alive just now; where places are few it may have had to leave again
 
     @contextmanager
     def _waiting_for(self, server: AgentServer[A]) -> Generator[None, None, None]:
@@ -165,6 +172,20 @@ class Registry(Generic[A]):
             yield
         finally:
             caller.waited(wait)
+
+    def evict_one(self) -> bool:
+        """Have the least recently used idle agent hibernate, a clean one if it can be; return whether there is any."""
+        home = self.home
+        room = home.room
+        assert home.idle is not None
+        assert room is not None
+        first = list(islice(filter(AgentServer.is_idle, home.idle.members()), 32))
+        if not first:
+            return False
+        victim: AgentServer[A] = next((server for server in first if server.ledger.clean), first[0])
+        home.idle.forget(victim)
+        home.spawn(victim.hibernate()).add_done_callback(room.left)
+        return True
 
     def hold(self, key: str) -> None:
         """Attach once more to *key*, live or not."""

@@ -17,11 +17,13 @@ from ..errors import (
     AgentNotFoundError,
     AgentStateError,
     ClosedError,
+    MissingInitialError,
     OutcomeUnknownError,
     OutsideTurnError,
     OverwinterError,
     RevisionConflictError,
     ThawError,
+    TooManyLiveError,
 )
 from ..stores.base import Expect
 from ._home import ABORT_GRACE, Effect, Home, Retired, all_done
@@ -36,7 +38,7 @@ A = TypeVar("A", bound=Agent)
 class AgentServer(Performer[A]):
     """One life of one agent."""
 
-    __slots__ = ("asked", "gone", "started")
+    __slots__ = ("_placed", "asked", "gone", "started")
 
     def __init__(self, home: Home[A], key: str, asked: tuple[bool, str]) -> None:
         super().__init__(home, key)
@@ -45,6 +47,7 @@ class AgentServer(Performer[A]):
         """On what terms it was asked for first: without an initial state, and whether it may be missing."""
         self.started: asyncio.Future[None] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
+        self._placed = False
         self.turns.hold()  # calls queue from the first moment, and so keep their order
 
     # ------------------------------------------------------------ coming alive
@@ -56,6 +59,9 @@ class AgentServer(Performer[A]):
         try:
             if after_life is not None:
                 await asyncio.shield(after_life)
+            if self.home.room is not None:
+                await self.home.room.enter(self._who)
+                self._placed = True
             changed = await self._load(initial, missing)
             effects = await self._on_start()
             body = self.home.keeper.encode(self.agent, self.ledger.extras)
@@ -68,6 +74,7 @@ class AgentServer(Performer[A]):
                 raise
         else:
             self.state = after(self.state, Event.STARTED)
+            self.home.failures.forget(self.key)
             self.started.set_result(None)
             self.turns.unhold()
             self.watch()
@@ -83,6 +90,8 @@ class AgentServer(Performer[A]):
 
     def _failed_to_start(self, error: OverwinterError) -> None:
         self.state = after(self.state, Event.FAILED)
+        if not isinstance(error, (MissingInitialError, AgentNotFoundError, AgentStateError, TooManyLiveError)):
+            self.home.failures.note(self.key, self.home.terms.clock.monotonic())
         plain = self.asked == (True, "create")  # what calls ask for; others' terms say nothing about them
         self.turns.evict(lambda: error.again() if plain else Retired())
         self._end()
@@ -258,6 +267,9 @@ class AgentServer(Performer[A]):
         if self.home.idle is not None:
             self.home.idle.forget(self)
         self.home.remove(self)
+        if self._placed and self.home.room is not None:
+            self._placed = False
+            self.home.room.leave()
         self.turns.evict(Retired)
         if not self.gone.done():
             self.gone.set_result(None)

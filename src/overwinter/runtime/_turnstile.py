@@ -30,6 +30,11 @@ class Turnstile:
         return not (self.writing or self.reading or self._queue)
 
     @property
+    def waiting(self) -> int:
+        """How many wait, or nearly: some may have left."""
+        return len(self._queue)
+
+    @property
     def queued(self) -> int:
         return sum(not waiter.done() for waiter, _ in self._queue)
 

@@ -100,7 +100,7 @@ def _why_live(server: AgentServer[Any], attached: int) -> str:
         return "calls are running or waiting"
     if server.last_error is not None and issubclass(server.last_error, StoreError) and not server.ledger.clean:
         return "it could not be stored"
-    if server.home.idle is None:
+    if server.home.idle is None or server.home.idle.endless:
         return "the manager has no idle_timeout"
     remaining = server.home.idle.remaining(server)
     return "it is being stored" if remaining is None else f"idle for {remaining:.3g} s more"

@@ -1,0 +1,141 @@
+"""Everything is bounded: over a bound there is an error at once, or a wait with an end, but never memory."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from agents import Counter
+
+from overwinter import Agent, InstanceManager, MemoryStore
+from overwinter.errors import MailboxFullError, StoreUnavailableError, ThawError, TooManyLiveError
+from overwinter.testing import FaultyStore, ManualClock, until
+
+
+@pytest.mark.parametrize("durability", ["call", "hibernate"])
+async def test_many_keys_pass_through_few_places(durability):
+    async with InstanceManager(Counter, store=MemoryStore(), max_live=10, durability=durability) as counters:
+        for _ in range(2):
+            for n in range(100):
+                await counters.call(str(n), Counter.increment)
+                assert counters.stats().live <= 11
+        await asyncio.gather(*(counters.call(str(n), Counter.increment) for n in range(20)))
+        assert [(await counters.state(str(n))).count for n in (0, 19, 20, 99)] == [3, 3, 2, 2]
+
+
+async def test_the_least_recently_used_clean_agent_goes_first():
+    async with InstanceManager(Counter, store=MemoryStore(), max_live=3, durability="hibernate") as counters:
+        for key in ("dirty", "old", "young"):
+            await counters.get(key)
+        await counters.call("dirty", Counter.increment)
+        for key in ("old", "young"):
+            await counters.call(key, Counter.read)
+        await counters.get("new")
+        assert sorted(counters.keys()) == ["dirty", "new", "young"]
+
+
+async def test_attached_agents_stay_and_who_finds_no_place_is_told_in_time():
+    clock = ManualClock()
+    async with InstanceManager(Counter, store=MemoryStore(), max_live=2, clock=clock) as counters:
+        async with counters.attach("a"), counters.attach("b"):
+            late = asyncio.create_task(counters.call("c", Counter.increment))
+            await until(lambda: clock.timers)
+            clock.advance(10)
+            with pytest.raises(TooManyLiveError, match=r"Counter 'c'.*raise max_live"):
+                await late
+            waiting = asyncio.create_task(counters.call("d", Counter.increment))
+            await until(lambda: clock.timers)
+        assert await waiting == 1  # a place became free
+        assert len(counters.keys()) == 2
+
+
+async def test_those_who_wait_for_a_place_are_bounded_too():
+    clock = ManualClock()
+    async with InstanceManager(Counter, store=MemoryStore(), max_live=1, clock=clock) as counters:
+        async with counters.attach("a"):
+            waiting = [asyncio.create_task(counters.get(str(n))) for n in range(1000)]
+            await until(lambda: clock.timers == 1000)
+            with pytest.raises(TooManyLiveError):
+                await counters.get("one more")
+        assert [reference.key for reference in await asyncio.gather(*waiting)] == [str(n) for n in range(1000)]
+
+
+async def test_a_full_mailbox_is_an_error_at_once():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, max_mailbox=5) as counters:
+        await counters.get("ada")
+        gate = store.hold("put")
+        calls = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(5)]
+        await gate.reached()
+        with pytest.raises(MailboxFullError, match="raise max_mailbox"):
+            await counters.call("ada", Counter.increment)
+        gate.release()
+        assert await asyncio.gather(*calls) == [1, 2, 3, 4, 5]
+        assert await counters.call("ada", Counter.increment) == 6
+
+
+class Heavy(Agent):
+    text: str = ""
+
+    async def fill(self, size: int) -> int:
+        self.text = "x" * size
+        return size
+
+
+async def test_bytes_on_their_way_to_the_store_are_bounded():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Heavy, store=store, max_state=40_000_000) as heavies:
+        keys = [str(n) for n in range(8)]
+        for key in keys:
+            await heavies.get(key)
+        gate = store.hold("put")
+        calls = [asyncio.create_task(heavies.call(key, Heavy.fill, 20_000_000)) for key in keys]
+        await gate.reached(4)
+        await until(lambda: all(heavies._registry.servers[key].ledger.cur for key in keys))
+        assert store.calls["put"] == 4  # 80 MB: one over the bound, and the rest wait
+        gate.release()
+        assert await asyncio.gather(*calls) == [20_000_000] * 8
+
+
+class Moody(Agent):
+    async def on_start(self, context) -> None:
+        context[self.key] = context.get(self.key, 0) + 1
+        if self.key == "bad" and context.get("broken", True):
+            raise LookupError("no such thing")
+
+    async def poke(self) -> str:
+        return "ok"
+
+
+async def test_a_key_that_keeps_failing_is_left_alone_for_a_while_and_no_other_key_is():
+    clock, context = ManualClock(), {}
+    async with InstanceManager(Moody, context=context, clock=clock) as moodies:
+        for _ in range(4):
+            with pytest.raises(ThawError, match="on_start raised LookupError"):
+                await moodies.call("bad", Moody.poke)
+        with pytest.raises(ThawError, match="4 times in a row; it is tried again in"):
+            await moodies.call("bad", Moody.poke)
+        assert context["bad"] == 4
+        assert await moodies.call("good", Moody.poke) == "ok"
+        context["broken"] = False
+        clock.advance(60)
+        assert await moodies.call("bad", Moody.poke) == "ok"
+
+
+async def test_a_store_that_is_down_is_not_asked_without_end():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock) as counters:
+        store.fail("get", lambda: StoreUnavailableError("down"), times=1e9)
+        for _ in range(50):
+            with pytest.raises(ThawError):
+                await counters.call("ada", Counter.read)
+        assert store.calls["get"] == 4
+        store.heal()
+        clock.advance(1)
+        assert await counters.call("ada", Counter.read) == 0
+
+
+@pytest.mark.parametrize("options", [{"max_live": 0}, {"max_mailbox": 0}])
+async def test_a_bound_is_one_or_more(options):
+    with pytest.raises(ValueError, match="1 or more"):
+        InstanceManager(Counter, **options)
