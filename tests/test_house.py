@@ -28,6 +28,7 @@ HOUSE = (
     "runtime",
     "manager",
     "system",
+    "_run",
     "testing",
     "__init__",
 )

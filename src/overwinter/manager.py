@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, cast, overload
+from weakref import WeakSet
 
 from ._clock import Clock, LoopClock
 from ._types import Interval, check_key, seconds
@@ -26,7 +27,7 @@ from .runtime._home import Home
 from .runtime._idle import IdleTracker
 from .runtime._ledger import Terms
 from .runtime._lifecycle import State
-from .runtime._ref import reference_class
+from .runtime._ref import OPEN, reference_class
 from .runtime._registry import Registry
 from .runtime._room import PutBudget, Room
 from .runtime._server import AgentServer
@@ -176,6 +177,7 @@ class InstanceManager(Generic[A]):
             await self._take_store()
         except BaseException:
             self._door.loop = None
+            OPEN[self._kind.name].discard(self)
             raise
 
     def _open_soon(self) -> None:
@@ -188,6 +190,7 @@ class InstanceManager(Generic[A]):
         self._door.loop, self._door.pid = asyncio.get_running_loop(), os.getpid()
         self._home.ground = contextvars.copy_context()
         self._home.ground.run(TURN.set, None)
+        OPEN.setdefault(self._kind.name, WeakSet()).add(self)
 
     async def _take_store(self) -> None:
         if self._store is None:
@@ -218,6 +221,7 @@ class InstanceManager(Generic[A]):
         await close_together([self], deadline)
 
     async def _let_go_of_store(self) -> None:
+        OPEN[self._kind.name].discard(self)
         if self._store is not None and self._door.leased:
             self._door.leased = False
             while self._door.claimed:
@@ -265,7 +269,7 @@ class InstanceManager(Generic[A]):
             AgentNotFoundError: nothing is stored, and *missing* is ``"raise"``.
         """
         self._check()
-        return Attachment(self._registry, self._ref(check_key(key, self._kind.name)), key, initial, missing)
+        return Attachment(self._registry, self.reference(check_key(key, self._kind.name)), key, initial, missing)
 
     async def get(
         self, key: str, *, initial: Mapping[str, Any] | A | None = None, missing: Literal["create", "raise"] = "create"
@@ -273,15 +277,21 @@ class InstanceManager(Generic[A]):
         """Return a reference to the agent, which is thawed now; it is not held. See ``attach``. Cancel-safe."""
         self._check()
         await self._registry.live(key, initial, missing)
-        return self._ref(key)
+        return self.reference(key)
 
     def lookup(self, key: str) -> A | None:
         """Return a reference if the agent is live, else ``None``; starts nothing."""
         self._check()
         server = self._registry.servers.get(key)
-        return self._ref(key) if server is not None and server.state is State.LIVE else None
+        return self.reference(key) if server is not None and server.state is State.LIVE else None
 
-    def _ref(self, key: str) -> A:
+    @property
+    def identity(self) -> object:
+        """The same for this manager and all that its ``options`` returned."""
+        return self._registry
+
+    def reference(self, key: str) -> A:
+        """Return a reference to an agent, live or not; starts nothing."""
         return cast("A", self._reference(self, key))
 
     # ------------------------------------------------------------ calls

@@ -11,12 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
-import msgspec
-
 from ._types import check_key
 from .agent import Agent, AgentType, agent_type
 from .agent._base import KEY
-from .agent._receipts import Receipt, Receipts
+from .agent._receipts import Receipts, receipts_from
 from .errors import (
     AgentStateError,
     CorruptRecordError,
@@ -144,7 +142,7 @@ class Keeper(Generic[A]):
         if not same:
             body = self._schema.encode(agent, extras)
         vars(agent)[KEY] = key
-        return Loaded(agent, body, extras, _receipts(where, header.calls), store_key, revision, header.sequence)
+        return Loaded(agent, body, extras, receipts_from(where, header.calls), store_key, revision, header.sequence)
 
     def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING) -> bytes:
         """Check and encode an agent's state.
@@ -194,18 +192,6 @@ class Keeper(Generic[A]):
             calls=receipts,
         )
         return pack(header, body)
-
-
-_as_receipts = msgspec.msgpack.Decoder(tuple[Receipt, ...]).decode
-
-
-def _receipts(where: str, calls: tuple[Any, ...]) -> Receipts:
-    if not calls:
-        return ()
-    try:
-        return _as_receipts(msgspec.msgpack.encode(calls))
-    except msgspec.MsgspecError:
-        raise CorruptRecordError(f"{where}: the record's receipts of calls do not decode: restore a backup") from None
 
 
 @dataclass(slots=True)

@@ -9,12 +9,14 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, get_type_hints
 
-from ..errors import AgentStateError, AlreadyAppliedError, CallIdReusedError
+import msgspec
+
+from ..errors import AgentStateError, AlreadyAppliedError, CallIdReusedError, CorruptRecordError
 from ._codec import Codec, encode_plain
 from ._fields import codec
 from ._leaves import AnyCodec
 
-__all__ = ["Receipt", "Receipts", "add_receipt", "make_receipt", "reply_of"]
+__all__ = ["Receipt", "Receipts", "add_receipt", "make_receipt", "receipts_from", "reply_of"]
 
 MOST, MOST_BYTES = 64, 16 * 1024
 
@@ -24,6 +26,23 @@ Receipts: TypeAlias = tuple[Receipt, ...]
 Arguments: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 _NONE = b"\xc0"
+
+
+_as_receipts = msgspec.msgpack.Decoder(tuple[Receipt, ...]).decode
+
+
+def receipts_from(where: str, calls: tuple[Any, ...]) -> Receipts:
+    """The receipts that a record's header holds.
+
+    Raises:
+        CorruptRecordError: they are none.
+    """
+    if not calls:
+        return ()
+    try:
+        return _as_receipts(encode_plain(calls))
+    except msgspec.MsgspecError:
+        raise CorruptRecordError(f"{where}: the record's receipts of calls do not decode: restore a backup") from None
 
 
 def make_receipt(call_id: str, function: Callable[..., Any], call: Arguments, reply: Any) -> Receipt:

@@ -16,11 +16,9 @@ from ._idle import IdleTracker
 from ._ledger import Terms
 from ._room import Room
 
-__all__ = ["ABORT_GRACE", "Effect", "Failures", "Home", "Retired", "all_done"]
+__all__ = ["ABORT_GRACE", "Failures", "Home", "Retired", "all_done"]
 
 A = TypeVar("A", bound=Agent)
-Effect = Callable[[], object]
-"""What leaves a turn only when its version is durable: a ``tell``."""
 
 ABORT_GRACE = 10.0
 """Seconds that a body which was told to end, or an ``on_stop``, may take before it is left behind."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from ..errors import (
 )
 from ..persistence import Keeper, Loaded, new_revision
 from ..stores.base import Expect, Revision
+from ._gate import Effect, Gate
 from ._room import PutBudget
 
 __all__ = ["Ledger", "LedgerHost", "Terms"]
@@ -64,6 +64,7 @@ class Ledger:
 
     __slots__ = (
         "_attempted",
+        "_gate",
         "_held_back",
         "_host",
         "_keeper",
@@ -76,7 +77,6 @@ class Ledger:
         "_terms",
         "_timer",
         "_unknown_to",
-        "_waiters",
         "cur",
         "cur_body",
         "cur_receipts",
@@ -109,7 +109,7 @@ class Ledger:
         self.extras: Mapping[str, Any] = {}
         self._attempted: set[Revision] = set()
         self._unknown_to = 0
-        self._waiters: deque[tuple[int, asyncio.Future[None] | list[Callable[[], object]]]] = deque()
+        self._gate = Gate()
         self._put: asyncio.Future[None] | None = None
         self._timer: Timer | None = None
         self._recovery: asyncio.Task[Any] | None = None
@@ -139,7 +139,7 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """How many wait for a version to be durable."""
-        return len(self._waiters)
+        return len(self._gate)
 
     @property
     def clean(self) -> bool:
@@ -262,8 +262,8 @@ class Ledger:
             self._recovery.add_done_callback(self._recovery_ended)
 
     def _after_success(self) -> None:
-        self._release()
-        if self.cur > self.dur and (self._terms.gated or self._waiters):
+        self._gate.release(self.dur)
+        if self.cur > self.dur and (self._terms.gated or len(self._gate)):
             self.flush()
         else:
             self._put_later()
@@ -279,17 +279,15 @@ class Ledger:
         """
         if self.lost:
             raise self.superseded()
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((tag, waiter))
-        await waiter
+        await self._gate.wait(tag)
 
-    def when_durable(self, tag: int, effects: list[Callable[[], object]]) -> None:
+    def when_durable(self, tag: int, effects: list[Effect]) -> None:
         """Run *effects* once version *tag* is durable; drop them if it never will be."""
         if tag <= self.dur or not self._terms.gated:
             for effect in effects:
                 effect()
         else:
-            self._waiters.append((tag, effects))
+            self._gate.keep(tag, effects)
 
     async def persist(self, *, create: bool = False) -> None:
         """Make the present version durable, under any durability; return when it is.
@@ -309,22 +307,6 @@ class Ledger:
         """Wait until no put is outstanding."""
         if self.putting:
             await self.wait(self.cur)
-
-    def _release(self) -> None:
-        while self._waiters and self._waiters[0][0] <= self.dur:
-            _, waiter = self._waiters.popleft()
-            if isinstance(waiter, list):
-                for effect in waiter:
-                    effect()
-            elif not waiter.done():
-                waiter.set_result(None)
-
-    def _fail(self, error: Callable[[int], OverwinterError]) -> None:
-        """Tell everybody who waits for more than is durable."""
-        waiters, self._waiters = self._waiters, deque()
-        for tag, waiter in waiters:
-            if not isinstance(waiter, list) and not waiter.done():
-                waiter.set_exception(error(tag))
 
     # ------------------------------------------------------------ when things fail
 
@@ -362,7 +344,7 @@ class Ledger:
         if error is not None:
             self._recovery = None
             self._host.lose(self.superseded())
-            self._fail(lambda _: _unknown(self._who))
+            self._gate.fail(lambda _: _unknown(self._who))
             raise error
 
     async def _adopt(self) -> bool:
@@ -390,12 +372,12 @@ class Ledger:
 
         if not await self._host.roll_back_to(self.dur_body, why):
             self._recovery = None
-            self._fail(lambda _: why())
+            self._gate.fail(lambda _: why())
             return
         self.cur, self.cur_body, self.cur_receipts, self.down = self.dur, self.dur_body, self.dur_receipts, True
         self.dirty_since = None
         self._recovery = None
-        self._fail(lambda _: why())
+        self._gate.fail(lambda _: why())
         self._host.refuse(None)
         self._host.unhold()
         self._host.stored()
@@ -403,14 +385,14 @@ class Ledger:
     def _tell(self, error: OverwinterError) -> None:
         """Patience is over and we go on trying: callers learn what is true now."""
         if self.unknown:
-            self._fail(lambda _: _unknown(self._who))
+            self._gate.fail(lambda _: _unknown(self._who))
             self._host.refuse(
                 lambda: _again(
                     error, f"{self._who}: its last write has an unknown outcome; not called. Try again later"
                 )
             )
         else:
-            self._fail(
+            self._gate.fail(
                 lambda _: _again(
                     error,
                     f"{self._who}: the store is unavailable; the agent stays live and is stored as soon as it can be",
@@ -423,7 +405,7 @@ class Ledger:
 
         self.lost = True
         self._attempted.clear()
-        self._fail(why)
+        self._gate.fail(why)
         self._host.lose(self.superseded())
 
     def superseded(self) -> SupersededError:
@@ -444,7 +426,7 @@ class Ledger:
     def resume(self) -> None:
         """Put again what was held back."""
         self.paused = False
-        if self._terms.gated or self._waiters:
+        if self._terms.gated or len(self._gate):
             self.flush()
 
     def abandon(self, error: MakeError) -> None:
@@ -453,7 +435,7 @@ class Ledger:
         tried = max(self._unknown_to, self._sub or 0)
         if self._timer is not None:
             self._timer.cancel()
-        self._fail(lambda tag: _unknown(self._who) if tag <= tried else error())
+        self._gate.fail(lambda tag: _unknown(self._who) if tag <= tried else error())
         if self._recovery is not None:
             self._recovery.cancel()
             self._recovery = None

@@ -26,7 +26,8 @@ from ..errors import (
     TurnTimeoutError,
 )
 from ..stores.base import Expect, Revision
-from ._home import ABORT_GRACE, Effect, Home, Retired, all_done
+from ._gate import Effect
+from ._home import ABORT_GRACE, Home, Retired, all_done
 from ._ledger import Ledger, MakeError
 from ._lifecycle import Event, State, after
 from ._turn import TURN, Turn, Wait, current_turn, waits_for_itself

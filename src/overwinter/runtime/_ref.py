@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from ..agent import AgentType, Method
+from ..errors import UsageError
 
-__all__ = ["Dispatcher", "Reference", "reference_class"]
+__all__ = ["OPEN", "Dispatcher", "Reference", "reference_class"]
 
 
 class Dispatcher(Protocol):
     """Who brings a call to its agent."""
 
+    @property
+    def identity(self) -> object:
+        """What is one and the same for all dispatchers that lead to the same agents."""
+        ...
+
     def dispatch(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+    def reference(self, key: str) -> Any: ...
+
+
+OPEN: dict[str, WeakSet[Dispatcher]] = {}
+"""The dispatchers that are open in this process, by their agents' name: a pickled reference finds its own here."""
 
 
 class Reference:
@@ -54,13 +66,27 @@ class Reference:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Reference):
             return NotImplemented
-        return bool(self._dispatcher is other._dispatcher and self._key == other._key)
+        return self._dispatcher.identity is other._dispatcher.identity and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash((id(self._dispatcher), self._key))
+        return hash((id(self._dispatcher.identity), self._key))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpickle, (type(self)._kind.name, self._key)
 
     def __repr__(self) -> str:
         return f"<reference to {type(self)._kind.name} {self._key!r}>"
+
+
+def unpickle(name: str, key: str) -> Any:
+    """The reference to *key* in this process, which must have one manager of the agents called *name* open."""
+    found = list(OPEN.get(name, ()))
+    if len(found) != 1:
+        raise UsageError(
+            f"a reference to {name} {key!r} was unpickled where {len(found)} managers of {name} are open: "
+            "open one first, or send the key and call get() there"
+        )
+    return found[0].reference(key)
 
 
 def reference_class(kind: AgentType[Any]) -> type[Reference]:

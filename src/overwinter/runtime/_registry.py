@@ -179,7 +179,7 @@ class Registry(Generic[A]):
         room = home.room
         assert home.idle is not None
         assert room is not None
-        first = list(islice(filter(AgentServer.is_idle, home.idle.members()), 32))
+        first = list(islice((server for server in home.idle.members() if server.is_idle()), 32))
         if not first:
             return False
         victim: AgentServer[A] = next((server for server in first if server.ledger.clean), first[0])

@@ -26,7 +26,8 @@ from ..errors import (
     TooManyLiveError,
 )
 from ..stores.base import Expect
-from ._home import ABORT_GRACE, Effect, Home, Retired, all_done
+from ._gate import Effect
+from ._home import ABORT_GRACE, Home, Retired, all_done
 from ._lifecycle import Event, State, after
 from ._performer import Performer
 

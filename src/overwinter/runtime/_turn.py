@@ -42,6 +42,7 @@ class Turn:
     """A call while it runs. ``active`` ends with it, however long the tasks that it started go on."""
 
     __slots__ = (
+        "_cancelled",
         "_cancelling",
         "aborted",
         "active",
@@ -64,7 +65,7 @@ class Turn:
         self.awaits: list[Wait] | None = None
         self.effects: list[Callable[[], object]] | None = None
         """What leaves only when this turn's version is durable: ``tell`` and the like."""
-        self._cancelling = 0
+        self._cancelling, self._cancelled = 0, False
 
     def abort(self, error: OverwinterError, *, doomed: bool = True) -> None:
         """Cancel the body; whoever called then gets *error*, not a ``CancelledError`` that nobody asked for.
@@ -73,13 +74,21 @@ class Turn:
         """
         if self.aborted is None:
             self.aborted, self.doomed = error, doomed
-            self._cancelling = self.task.cancelling()
+            if self.task is asyncio.current_task():
+                # Cancelled here and now, a body that awaits nothing more would leave it to whatever its task does next.
+                self.task.get_loop().call_soon(self._cancel)
+            else:
+                self._cancel()
+
+    def _cancel(self) -> None:
+        if self.active:
+            self._cancelling, self._cancelled = self.task.cancelling(), True
             self.task.cancel()
 
     def outcome_of_abort(self, error: BaseException) -> BaseException:
         """After the body of an aborted turn ended with *error*: what its caller gets."""
         assert self.aborted is not None
-        ours = self.task.uncancel() <= self._cancelling
+        ours = not self._cancelled or self.task.uncancel() <= self._cancelling
         outer = self.caller
         while outer is not None and outer.task is self.task:
             if outer.aborted is not None:
