@@ -2,7 +2,7 @@
 
 from ._run import run
 from ._types import Interval
-from .agent import Agent, Signal, interleave, on, readonly, transient, upcast
+from .agent import Agent, Signal, interleave, on, readonly, stream, transient, upcast
 from .errors import OverwinterError
 from .manager import Inspection, InstanceManager, Stats
 from .persistence import Persistence
@@ -32,6 +32,7 @@ __all__ = [
     "on",
     "readonly",
     "run",
+    "stream",
     "transient",
     "upcast",
 ]

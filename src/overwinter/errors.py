@@ -25,6 +25,7 @@ __all__ = [
     "OutcomeUnknownError",
     "OutsideTurnError",
     "OverwinterError",
+    "ReadonlyError",
     "ReentrantCallError",
     "RevisionConflictError",
     "SignalDataError",
@@ -89,6 +90,10 @@ class StateTooLargeError(OverwinterError, ValueError):
 
 class OutsideTurnError(OverwinterError, RuntimeError):
     """State was changed outside a turn, where nothing could make the change durable or roll it back."""
+
+
+class ReadonlyError(OverwinterError, TypeError):
+    """A ``@readonly`` call changed the state; found only in the test kit's strict mode."""
 
 
 class ReentrantCallError(OverwinterError, RuntimeError):

@@ -58,6 +58,7 @@ class ManagerOptions(TypedDict, total=False):
     turn_timeout: float | timedelta | None
     max_live: int | None
     max_mailbox: int
+    on_error: Literal["rollback", "keep"]
     clock: Clock | None
 
 
@@ -99,6 +100,8 @@ class InstanceManager(Generic[A]):
             attached or busy, a call waits some seconds and gets ``TooManyLiveError``.
         max_mailbox: calls that may wait for one agent, for their turn or for the store; one more gets
             ``MailboxFullError`` at once.
+        on_error: what a call that raises leaves behind: the state as it was (``"rollback"``), or what it changed so
+            far (``"keep"``, only where nothing is stored per call).
         clock: where time comes from.
     """
 
@@ -119,6 +122,7 @@ class InstanceManager(Generic[A]):
         turn_timeout: float | timedelta | None = None,
         max_live: int | None = None,
         max_mailbox: int = 10_000,
+        on_error: Literal["rollback", "keep"] = "rollback",
         clock: Clock | None = None,
     ) -> None:
         self._kind = agent_type(agent_class)
@@ -141,7 +145,9 @@ class InstanceManager(Generic[A]):
         self._registry: Registry[A] = Registry(self._home, retry=superseded == "retry")
         if max_mailbox < 1 or (max_live is not None and max_live < 1):
             raise ValueError("max_mailbox and max_live must be 1 or more")
-        self._home.max_mailbox = max_mailbox
+        if on_error not in ("rollback", "keep") or (on_error == "keep" and gated):
+            raise ValueError('on_error is "rollback", or "keep" where durability is not "call"')
+        self._home.max_mailbox, self._home.keep_on_error = max_mailbox, on_error == "keep"
         if max_live is not None:
             self._home.room = Room(clock, max_live, self._registry.evict_one)
             if self._home.idle is None:

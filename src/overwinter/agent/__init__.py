@@ -1,6 +1,6 @@
 """What an agent is. Pure: no asyncio, no I/O."""
 
-from ._base import Agent, AgentType, Method, agent_type, interleave, readonly, transient
+from ._base import Agent, AgentType, Method, agent_type, interleave, readonly, stream, transient
 from ._schema import Schema, upcast
 from ._signals import Route, Signal, on
 
@@ -15,6 +15,7 @@ __all__ = [
     "interleave",
     "on",
     "readonly",
+    "stream",
     "transient",
     "upcast",
 ]

@@ -20,7 +20,7 @@ from ._checks import check_fields, check_hook, check_init, check_keywords
 from ._schema import Schema, UnresolvedAnnotation, collect_upcasts, is_upcast
 from ._signals import Route, signal_types
 
-__all__ = ["Agent", "AgentMeta", "AgentType", "Method", "agent_type", "interleave", "readonly", "transient"]
+__all__ = ["Agent", "AgentMeta", "AgentType", "Method", "agent_type", "interleave", "readonly", "stream", "transient"]
 
 A = TypeVar("A", bound="Agent")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,16 +53,30 @@ def interleave(method: F) -> F:
     return readonly(method)
 
 
+def stream(*, provisional: bool) -> Callable[[F], F]:
+    """Say of a streaming method that its items are *provisional*: they leave at once, and no ``yield`` commits.
+
+    Then the whole call is rolled back if it fails, and a consumer may have seen what never became durable.
+    """
+
+    def mark(method: F) -> F:
+        method.__overwinter_provisional__ = provisional  # type: ignore[attr-defined]  # as above
+        return method
+
+    return mark
+
+
 class Method:
     """One method that can be called."""
 
-    __slots__ = ("function", "interleave", "name", "readonly", "streaming")
+    __slots__ = ("function", "interleave", "name", "provisional", "readonly", "streaming")
 
     def __init__(self, name: str, function: Callable[..., Any], *, readonly: bool = False) -> None:
         self.name = name
         self.function = function
         self.readonly = readonly
         self.interleave: bool = getattr(function, "__overwinter_interleave__", False)
+        self.provisional: bool = getattr(function, "__overwinter_provisional__", False)
         self.streaming = inspect.isasyncgenfunction(function)
 
 

@@ -75,6 +75,9 @@ class Home(Generic[A]):
     closed: bool = False
     ground: contextvars.Context | None = None
     """The context variables in which agents come alive: those of ``open()``, not of whoever calls first."""
+    keep_on_error: bool = False
+    strict: bool = False
+    """Whether ``@readonly`` calls are held to their word: ``overwinter.testing.strict`` sets it."""
     max_mailbox: int = 10_000
     room: Room | None = None
     failures: Failures = field(default_factory=Failures)

@@ -71,6 +71,7 @@ class Ledger:
         "_put",
         "_recovery",
         "_sequence",
+        "_since",
         "_sub",
         "_sub_body",
         "_sub_receipts",
@@ -114,6 +115,7 @@ class Ledger:
         self._timer: Timer | None = None
         self._recovery: asyncio.Task[Any] | None = None
         self.dirty_since: float | None = None
+        self._since: float | None = None  # when the first change after the version that is being put was made
         self.last_error: type[BaseException] | None = None
         self.down = False
         """The store refused for longer than our patience: a write is tried once and fails fast."""
@@ -171,8 +173,11 @@ class Ledger:
         if self._keeper.store is None:
             self.dur, self.dur_body, self.dur_receipts = self.cur, body, self.cur_receipts
             return
+        now = self._terms.clock.time()
         if self.dirty_since is None:
-            self.dirty_since = self._terms.clock.time()
+            self.dirty_since = now
+        if self._sub is not None and self._since is None:
+            self._since = now
         if self._terms.gated:
             self.flush()
         else:
@@ -204,6 +209,7 @@ class Ledger:
         keeper = self._keeper
         assert keeper.store is not None
         revision, size = new_revision(), 0
+        self._since = None
         self._sub, self._sub_body, self._sub_receipts = self.cur, self.cur_body, self.cur_receipts
         self._attempted.add(revision)
         try:
@@ -239,7 +245,7 @@ class Ledger:
             self._unknown_to = 0
             self.last_error, self.down = None, False
             self._host.refuse(None)
-            self.dirty_since = None if self.clean else self._terms.clock.time()
+            self.dirty_since = self._since
         elif isinstance(error, OutcomeUnknownError):
             self._unknown_to = max(self._unknown_to, version or 0)
         else:

@@ -20,6 +20,7 @@ from ..errors import (
     AgentStateError,
     MailboxFullError,
     OverwinterError,
+    ReadonlyError,
     ReentrantCallError,
     StoreUnavailableError,
     TurnCancelledError,
@@ -131,7 +132,12 @@ class Performer(Generic[A]):
             try:
                 if call_id is None or readonly:
                     body = method.function(self.agent, *args, **kwargs)
-                    result = await (body if send is None else self._send_items(turn, body, send))
+                    if send is None:
+                        result = await body
+                    elif method.provisional:
+                        await self._pass_on(body, send)
+                    else:
+                        await self._send_items(turn, body, send)
                     tag = self._finish(turn, readonly)
                 else:
                     result = await self._run_once(turn, method, args, kwargs, call_id)
@@ -182,6 +188,7 @@ class Performer(Generic[A]):
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
         await self.alive()
         turn, token = self._begin(readonly=True)
+        timer = self._time(turn, method)
         try:
             body = method.function(self.agent, *args, **kwargs)
             result = await (body if send is None else self._pass_on(body, send))
@@ -192,6 +199,8 @@ class Performer(Generic[A]):
         finally:
             TURN.reset(token)
             self._ended(turn)
+            if timer is not None:
+                timer.cancel()
             self.watch()
         for effect in turn.effects or ():
             effect()
@@ -278,10 +287,17 @@ class Performer(Generic[A]):
             raise ledger.superseded()
         if not readonly:
             self._seal(receipt, since)
+        elif self.home.strict and not self.turns.writing:
+            self._check_unchanged()
         if turn.effects:
             ledger.when_durable(ledger.cur, turn.effects)
             turn.effects = None
         return ledger.cur
+
+    def _check_unchanged(self) -> None:
+        if self.home.keeper.encode(self.agent, self.ledger.extras) != self.ledger.cur_body:
+            self._restore(self.ledger.cur_body)
+            raise ReadonlyError(f"{self._who}: a @readonly call changed the state; it was undone: take @readonly away")
 
     def _seal(self, receipt: Receipt | None = None, since: int = 0) -> None:
         agent, ledger = self.agent, self.ledger
@@ -303,8 +319,18 @@ class Performer(Generic[A]):
         elif isinstance(error, Exception):
             self.last_error = type(error)
         if not readonly and not self.ledger.lost:
-            self._restore(self.ledger.cur_body)
+            self._undo(turn, error)
         return error
+
+    def _undo(self, turn: Turn, error: BaseException) -> None:
+        if self.home.keep_on_error and turn.aborted is None and not isinstance(error, AgentStateError):
+            try:
+                self._seal()
+            except OverwinterError as refused:  # what can't be kept can't be kept on an error either
+                self.home.report(self.key, refused, "the state after a call that failed could not be kept")
+            else:
+                return
+        self._restore(self.ledger.cur_body)
 
     def _restore(self, body: bytes) -> None:
         agent, kind = self.agent, self.home.kind

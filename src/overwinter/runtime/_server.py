@@ -35,6 +35,8 @@ __all__ = ["AgentServer"]
 
 A = TypeVar("A", bound=Agent)
 
+PLAIN = (True, "create")  # the terms on which calls ask: no initial state, and it may be missing
+
 
 class AgentServer(Performer[A]):
     """One life of one agent."""
@@ -93,7 +95,7 @@ class AgentServer(Performer[A]):
         self.state = after(self.state, Event.FAILED)
         if not isinstance(error, (MissingInitialError, AgentNotFoundError, AgentStateError, TooManyLiveError)):
             self.home.failures.note(self.key, self.home.terms.clock.monotonic())
-        plain = self.asked == (True, "create")  # what calls ask for; others' terms say nothing about them
+        plain = self.asked == PLAIN  # others' terms say nothing about calls
         self.turns.evict(lambda: error.again() if plain else Retired())
         self._end()
         self.started.set_exception(error)
@@ -104,7 +106,8 @@ class AgentServer(Performer[A]):
             try:
                 await asyncio.shield(self.started)
             except OverwinterError as error:
-                raise error.again() from error.__cause__
+                if self.asked == PLAIN:
+                    raise error.again() from error.__cause__
         if self.state is not State.LIVE:
             raise Retired
 

@@ -1,0 +1,292 @@
+"""Closing in bad times: it ends, it says what is not stored, and nobody who waits is left without an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+
+import pytest
+from agents import Counter
+from waiting import loop_comes_round, outcome, pass_time, reports, rest, stored
+
+from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore
+from overwinter.errors import ClosedError, CloseError, OutcomeUnknownError, StoreUnavailableError
+from overwinter.runtime import _closing
+from overwinter.testing import FaultyStore, ManualClock, until
+
+
+def down() -> StoreUnavailableError:
+    return StoreUnavailableError("down")
+
+
+@pytest.fixture(autouse=True)
+def alarm():
+    with loop_comes_round():
+        yield
+
+
+async def opened(cls=Counter, **options) -> tuple[InstanceManager, ManualClock]:
+    clock = ManualClock()
+    manager = InstanceManager(cls, clock=clock, **{"store": MemoryStore(), **options})
+    await manager.open()
+    return manager, clock
+
+
+async def closed(manager, clock: ManualClock, deadline: float = 10) -> object:
+    """What closing in *deadline* seconds of *clock* comes to."""
+    close = asyncio.create_task(manager.close(deadline))
+    late = clock.monotonic() + deadline + 30  # then all that is left takes the machine's time
+    await pass_time(clock, lambda: close.done() or clock.monotonic() > late)
+    return await outcome(close)
+
+
+# ---------------------------------------------------------------- it ends
+
+
+class Ticking(Agent):
+    async def run(self, ticks: int) -> None:
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+
+
+async def test_closing_never_freezes_the_loop_whenever_its_tells_end():
+    for more, before in itertools.product(range(6), range(8)):
+        manager, _ = await opened(Ticking, store=None)
+        await manager.get("a")
+        await manager.get("b")
+        manager.tell("a", Ticking.run, 10)
+        manager.tell("b", Ticking.run, 10 + more)
+        await rest(before)
+        assert await outcome(manager.close()) is None
+
+
+class Stopping(Agent):
+    n: int = 0
+
+    async def on_start(self, stops: list[str]) -> None:
+        self.stops = stops
+
+    async def add(self) -> None:
+        self.n += 1
+
+    async def on_stop(self) -> None:
+        self.stops.append(self.key)
+        self.n += 1
+
+
+async def test_closing_tries_an_agent_that_can_not_be_stored_again_but_in_no_hurry():
+    store, stops = FaultyStore(MemoryStore()), []
+    manager, clock = await opened(Stopping, store=store, store_patience=0, context=stops)
+    await manager.call("a", Stopping.add)
+    store.fail("put", down, times=math.inf)
+    close = asyncio.create_task(manager.close(10))
+    await rest(1000)
+    assert stops == ["a"]  # no time has passed
+    await pass_time(clock, lambda: len(stops) == 3)
+    store.heal()
+    await pass_time(clock, close.done)
+    assert await outcome(close) is None
+    assert (await stored(store.inner, Stopping, "a")).n == 2
+
+
+class Undumpable(Agent):
+    n: int = 0
+    dumps = 0
+    broken = False
+
+    async def add(self) -> None:
+        self.n += 1
+
+    def dump(self):
+        if Undumpable.broken:
+            Undumpable.dumps += 1
+            raise KeyError("dump")
+        return {"n": self.n}
+
+    @classmethod
+    def load(cls, data, version):
+        return cls(n=data["n"])
+
+
+async def test_closing_does_not_spin_over_an_agent_that_can_not_be_encoded():
+    seen = reports()
+    manager, clock = await opened(Undumpable)
+    await manager.call("a", Undumpable.add)
+    Undumpable.broken, Undumpable.dumps = True, 0
+    try:
+        close = asyncio.create_task(manager.close(10))
+        await rest(1000)
+        assert Undumpable.dumps < 5
+        await pass_time(clock, close.done)
+        assert close.exception() is None  # what is stored is all that it could ever be
+        assert seen
+    finally:
+        Undumpable.broken = False
+
+
+# ---------------------------------------------------------------- it says what is not stored
+
+
+async def test_a_second_close_returns_no_earlier_than_the_first():
+    store = FaultyStore(MemoryStore())
+    counters = InstanceManager(Counter, store=store, durability="hibernate")
+    await counters.open()
+    await counters.call("ada", Counter.increment)
+    gate = store.hold("put")
+    first = asyncio.create_task(counters.close())
+    await gate.reached()
+    second = asyncio.create_task(counters.close())
+    await rest()
+    assert not second.done()
+    gate.release()
+    assert await outcome(second) is None
+    assert await outcome(first) is None
+
+
+async def test_a_system_that_is_closed_twice_returns_no_earlier_than_the_first():
+    store = FaultyStore(MemoryStore())
+    system = AgentSystem(store=store)
+    await system.open()
+    counters = system.manager(Counter, durability="hibernate")
+    await counters.call("ada", Counter.increment)
+    gate = store.hold("put")
+    first = asyncio.create_task(system.close())
+    await gate.reached()
+    second = asyncio.create_task(system.close())
+    await rest()
+    assert not second.done()
+    gate.release()
+    assert await outcome(second) is None
+    assert await outcome(first) is None
+
+
+async def test_a_close_whose_caller_left_goes_on_and_can_be_waited_for_again():
+    store = FaultyStore(MemoryStore())
+    counters = InstanceManager(Counter, store=store, durability="hibernate")
+    await counters.open()
+    await counters.call("ada", Counter.increment)
+    gate = store.hold("put")
+    first = asyncio.create_task(counters.close())
+    await gate.reached()
+    first.cancel()
+    assert isinstance(await outcome(first), asyncio.CancelledError)
+    gate.release()
+    assert await outcome(counters.close()) is None
+    assert (await stored(store.inner)).count == 1
+
+
+async def test_a_put_that_is_under_way_at_the_deadline_has_an_unknown_outcome(monkeypatch):
+    monkeypatch.setattr(_closing, "LAST_LOOK", 0.01)
+    store = FaultyStore(MemoryStore())
+    counters, clock = await opened(store=store)
+    gate = store.hold("put", after=True)  # it landed, and nobody knows
+    call = asyncio.create_task(counters.call("ada", Counter.increment))
+    await gate.reached()
+    error = await closed(counters, clock)
+    assert isinstance(error, CloseError)
+    assert (error.unknown, error.not_stored, error.abandoned) == (("ada",), (), ())
+    assert isinstance(await outcome(call), OutcomeUnknownError)
+
+
+async def test_what_is_not_stored_is_named_though_the_store_fails_to_close_too():
+    store = FaultyStore(MemoryStore())
+    counters, clock = await opened(store=store, durability="hibernate", store_patience=0.01)
+    await counters.call("ada", Counter.increment)
+    store.fail("put", down, times=math.inf)
+    store.fail("close", down)
+    error = await closed(counters, clock)
+    assert isinstance(error, CloseError)
+    assert error.not_stored == ("ada",)
+    assert any("its store failed to close" in note for note in error.__notes__)
+
+
+# ---------------------------------------------------------------- everybody gets an answer
+
+
+async def test_a_call_whose_thaw_hangs_when_the_manager_closes_is_told_so():
+    store = FaultyStore(MemoryStore())
+    counters, clock = await opened(store=store)
+    gate = store.hold("get")
+    call = asyncio.create_task(counters.call("ada", Counter.increment))
+    await gate.reached()
+    error = await closed(counters, clock)
+    assert isinstance(error, CloseError)
+    assert error.abandoned == ("ada",)
+    assert isinstance(await outcome(call), ClosedError)
+
+
+async def test_a_call_that_waits_for_an_on_stop_which_hangs_is_told_that_the_manager_closed():
+    class Hanging(Agent):
+        async def on_stop(self) -> None:
+            await asyncio.Event().wait()
+
+        async def ping(self) -> None: ...
+
+    reports()
+    manager, clock = await opened(Hanging)
+    await manager.get("a")
+    stop = asyncio.create_task(manager.stop("a"))
+    await until(lambda: manager.inspect("a").state == "freezing")
+    call = asyncio.create_task(manager.call("a", Hanging.ping))
+    await rest()
+    assert isinstance(await closed(manager, clock, deadline=1), CloseError)
+    assert isinstance(await outcome(call), ClosedError)
+    assert manager.stats().live == 0
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.wait_for(stop, 5)
+
+
+async def test_a_turn_in_a_turn_that_closing_ends_does_not_save_the_one_around_it():
+    class Nested(Agent):
+        async def on_start(self, context) -> None:
+            self.context = context
+
+        async def outer(self) -> None:
+            with contextlib.suppress(ClosedError):
+                await self.context["manager"].call("in", Nested.inner)
+            await asyncio.Event().wait()
+
+        async def inner(self) -> None:
+            await asyncio.Event().wait()
+
+    context: dict[str, InstanceManager] = {}
+    manager, clock = await opened(Nested, context=context)
+    context["manager"] = manager
+    await manager.get("out")
+    call = asyncio.create_task(manager.call("out", Nested.outer))
+    await until(lambda: manager.inspect("in").running)
+    assert await closed(manager, clock) is None
+    assert isinstance(await outcome(call), ClosedError)
+    assert call.cancelling() == 0
+
+
+# ---------------------------------------------------------------- nothing begins on a closed manager
+
+
+@pytest.mark.parametrize("store", [None, MemoryStore()], ids=["without a store", "with one"])
+async def test_what_was_made_before_close_and_is_awaited_after_it_is_refused(store):
+    counters = InstanceManager(Counter, store=store)
+    await counters.open()
+    call, attachment = counters.call("a", Counter.increment), counters.attach("b")
+    await counters.close()
+    assert isinstance(await outcome(call), ClosedError)
+    assert isinstance(await outcome(attachment.__aenter__()), ClosedError)
+    assert (counters.keys(), counters.stats().attached) == ([], 0)
+
+
+async def test_a_turn_of_another_manager_can_not_call_a_closed_one():
+    class Caller(Agent):
+        async def on_start(self, counters) -> None:
+            self.counters = counters
+
+        async def go(self) -> int:
+            return await self.counters.call("x", Counter.increment)
+
+    counters = InstanceManager(Counter)
+    await counters.open()
+    await counters.close()
+    async with InstanceManager(Caller, context=counters) as callers:
+        assert isinstance(await outcome(callers.call("a", Caller.go)), ClosedError)
+    assert counters.keys() == []

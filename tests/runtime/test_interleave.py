@@ -1,0 +1,209 @@
+"""``@interleave``: "how far are you?" is answered while the agent is busy."""
+
+from __future__ import annotations
+
+import asyncio
+
+from waiting import outcome, pass_time, rest, stored
+
+from overwinter import Agent, InstanceManager, MemoryStore, interleave
+from overwinter.errors import AgentNotFoundError, SupersededError, TurnCancelledError, TurnTimeoutError
+from overwinter.testing import FaultyStore, ManualClock, until
+
+
+class Job(Agent):
+    """Does steps, and says how far it is."""
+
+    done: int = 0
+
+    async def on_start(self, context) -> None:
+        self.context = context
+
+    async def work(self, event: asyncio.Event) -> int:
+        self.done += 1
+        await event.wait()
+        self.done += 1
+        return self.done
+
+    async def step(self) -> int:
+        self.done += 1
+        return self.done
+
+    async def work_and_look(self) -> int:
+        self.done += 1
+        return await self.context["jobs"].call(self.key, Job.progress)
+
+    @interleave
+    async def progress(self) -> int:
+        return self.done
+
+    @interleave
+    async def watch(self, event: asyncio.Event) -> int:
+        await event.wait()
+        return self.done
+
+    @interleave
+    async def fail(self) -> None:
+        raise ValueError("as asked")
+
+    @interleave
+    async def follow(self, event: asyncio.Event):
+        yield self.done
+        await event.wait()
+        yield self.done
+
+
+def managed(store=None, **options) -> InstanceManager[Job]:
+    context: dict = {}
+    context["jobs"] = InstanceManager(Job, store=store or MemoryStore(), context=context, **options)
+    return context["jobs"]
+
+
+async def start(jobs: InstanceManager[Job], *call) -> asyncio.Task:
+    """Begin a call, and return when it runs."""
+    before = jobs.inspect("a").running
+    task = asyncio.create_task(jobs.call("a", *call))
+    await until(lambda: jobs.inspect("a").running == before + 1)
+    return task
+
+
+async def test_it_runs_while_a_turn_awaits_and_sees_what_that_turn_has_made_so_far():
+    async with managed() as jobs:
+        event = asyncio.Event()
+        work = await start(jobs, Job.work, event)
+        waiting = asyncio.create_task(jobs.call("a", Job.step))
+        await until(lambda: jobs.stats().queued == 1)
+        assert await outcome(jobs.call("a", Job.progress)) == 1  # not behind the one that waits either
+        event.set()
+        assert [await outcome(work), await outcome(waiting)] == [2, 3]
+
+
+async def test_a_turn_begins_and_ends_while_it_runs():
+    async with managed() as jobs:
+        event = asyncio.Event()
+        watch = await start(jobs, Job.watch, event)
+        assert await outcome(jobs.call("a", Job.step)) == 1
+        event.set()
+        assert await outcome(watch) == 1
+
+
+async def test_its_reply_does_not_wait_for_the_store():
+    store = FaultyStore(MemoryStore())
+    async with managed(store) as jobs:
+        gate = store.hold("put")
+        step = asyncio.create_task(jobs.call("a", Job.step))
+        await gate.reached()
+        assert await outcome(jobs.call("a", Job.progress)) == 1
+        assert not step.done()
+        gate.release()
+        assert await outcome(step) == 1
+
+
+async def test_an_agent_may_ask_itself_inside_a_turn():
+    async with managed() as jobs:
+        assert await outcome(jobs.call("a", Job.work_and_look)) == 1
+
+
+async def test_its_failure_undoes_nothing_of_the_turn_beside_it():
+    async with managed() as jobs:
+        event = asyncio.Event()
+        work = await start(jobs, Job.work, event)
+        assert isinstance(await outcome(jobs.call("a", Job.fail)), ValueError)
+        event.set()
+        assert await outcome(work) == 2
+
+
+async def test_its_items_leave_at_once_while_a_turn_awaits():
+    async with managed() as jobs:
+        worked, followed = asyncio.Event(), asyncio.Event()
+        work = await start(jobs, Job.work, worked)
+        items = jobs.call("a", Job.follow, followed)
+        assert await outcome(anext(items)) == 1
+        worked.set()
+        assert await outcome(work) == 2
+        followed.set()
+        assert await outcome(anext(items)) == 2
+        assert isinstance(await outcome(anext(items)), StopAsyncIteration)
+
+
+async def test_it_keeps_its_agent_from_hibernating_while_it_runs():
+    clock, event = ManualClock(), asyncio.Event()
+    async with managed(clock=clock, idle_timeout=60) as jobs:
+        await jobs.get("a")
+        watch = await start(jobs, Job.watch, event)
+        clock.advance(1000)
+        await rest()
+        assert jobs.lookup("a") is not None
+        assert jobs.inspect("a").why_live == "calls are running or waiting"
+        event.set()
+        assert await outcome(watch) == 0
+        clock.advance(59)
+        await rest()
+        assert jobs.lookup("a") is not None
+        clock.advance(1)
+        await until(lambda: jobs.lookup("a") is None)
+
+
+async def test_it_thaws_an_agent_that_is_not_live():
+    async with managed() as jobs:
+        await jobs.call("a", Job.step)
+        await jobs.stop("a")
+        assert await outcome(jobs.call("a", Job.progress)) == 1
+
+
+async def test_it_is_not_refused_because_another_caller_did_not_want_to_create():
+    store = FaultyStore(MemoryStore())
+    async with managed(store) as jobs:
+        gate = store.hold("get")
+        careful = asyncio.create_task(jobs.get("a", missing="raise"))
+        await gate.reached()
+        look = asyncio.create_task(jobs.call("a", Job.progress))
+        await rest()
+        gate.release()
+        assert isinstance(await outcome(careful), AgentNotFoundError)
+        assert await outcome(look) == 0
+
+
+async def test_a_stop_waits_for_it_and_ends_it_when_that_takes_too_long():
+    store, clock, event = MemoryStore(), ManualClock(), asyncio.Event()
+    async with managed(store, clock=clock) as jobs:
+        await jobs.call("a", Job.step)
+        for wanted, end in ((1, event.set), (TurnCancelledError, lambda: None)):
+            watch = await start(jobs, Job.watch, event)
+            stop = asyncio.create_task(jobs.stop("a"))
+            await rest()
+            assert not stop.done()
+            end()
+            await pass_time(clock, stop.done)
+            assert stop.exception() is None
+            found = await outcome(watch)
+            assert found == wanted or isinstance(found, wanted)
+            assert jobs.lookup("a") is None
+            event.clear()
+        assert (await stored(store, Job, "a")).done == 1
+
+
+async def test_it_ends_with_the_copy_that_it_looks_at():
+    store = FaultyStore(MemoryStore())
+    async with managed(store) as jobs:
+        await jobs.call("a", Job.step)
+        data = await store.inner.get("Job:a")
+        watch = await start(jobs, Job.watch, asyncio.Event())
+        await store.inner.delete("Job:a", expected=data.revision)  # another owner
+        assert isinstance(await outcome(jobs.call("a", Job.step)), SupersededError)
+        assert isinstance(await outcome(watch), SupersededError)
+
+
+def test_it_is_a_readonly_method():
+    @interleave
+    async def method(self) -> None: ...
+
+    assert method.__overwinter_readonly__ is True
+
+
+async def test_turn_timeout_ends_it_too():
+    clock = ManualClock()
+    async with managed(clock=clock, turn_timeout=10) as jobs:
+        watch = await start(jobs, Job.watch, asyncio.Event())
+        clock.advance(10)
+        assert isinstance(await outcome(watch), TurnTimeoutError)

@@ -1,0 +1,283 @@
+"""Coming alive and leaving when something goes wrong on the way: a key is never stuck, and never forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+
+import pytest
+from agents import Counter, Order
+from waiting import loop_comes_round, outcome, pass_time, reports, rest, stored
+
+from overwinter import Agent, InstanceManager, MemoryStore
+from overwinter.errors import MissingInitialError, ReentrantCallError, StoreUnavailableError, ThawError
+from overwinter.testing import FaultyStore, ManualClock, until
+
+
+def down() -> StoreUnavailableError:
+    return StoreUnavailableError("down")
+
+
+# ---------------------------------------------------------------- coming alive
+
+
+async def test_a_good_initial_is_not_refused_for_the_bad_one_of_another_caller():
+    async with InstanceManager(Order, store=MemoryStore()) as orders:
+        bad, good = await asyncio.gather(
+            orders.get("1", initial={"x": 1}), orders.get("1", initial={"order_id": "1"}), return_exceptions=True
+        )
+        assert isinstance(bad, MissingInitialError)
+        assert good.key == "1"
+        assert (await orders.state("1")).order_id == "1"
+
+
+async def test_an_on_start_that_awaits_a_cancelled_task_is_a_thaw_error_and_cancels_nobody():
+    class Careless(Agent):
+        async def on_start(self) -> None:
+            task = asyncio.create_task(asyncio.Event().wait())
+            task.cancel()
+            await task
+
+        async def ping(self) -> None: ...
+
+    async with InstanceManager(Careless, store=MemoryStore()) as manager:
+        error = await outcome(manager.call("a", Careless.ping))
+        assert isinstance(error, ThawError)
+        assert isinstance(error.__cause__, asyncio.CancelledError)
+
+
+async def test_agents_come_alive_in_the_context_of_open_whoever_calls_first():
+    user = contextvars.ContextVar("user", default="nobody")
+    seen: list[str] = []
+
+    class Listening(Agent):
+        async def on_start(self) -> None:
+            seen.append(user.get())
+
+        async def ping(self) -> None: ...
+
+    user.set("operator")
+    async with InstanceManager(Listening, store=MemoryStore()) as manager:
+        user.set("alice")
+        await manager.call("a", Listening.ping)
+    assert seen == ["operator"]
+
+
+# ---------------------------------------------------------------- waiting for oneself
+
+
+class Knower(Agent):
+    """Knows its manager, and does with it what it had better not."""
+
+    async def on_start(self, context) -> None:
+        self.manager = context["manager"]
+        if self.key == "calls back":
+            await self.manager.call("a", Knower.ping)
+
+    async def ping(self) -> str:
+        return "pong"
+
+    async def do(self, what: str, key: str) -> None:
+        if what == "attach":
+            async with self.manager.attach(key):
+                pass
+        else:
+            await getattr(self.manager, what)(key)
+
+
+async def knowers() -> InstanceManager[Knower]:
+    context: dict[str, InstanceManager[Knower]] = {}
+    context["manager"] = InstanceManager(Knower, store=MemoryStore(), context=context)
+    await context["manager"].open()
+    return context["manager"]
+
+
+@pytest.mark.parametrize("what", ["stop", "delete"])
+async def test_an_agent_that_ends_itself_in_its_own_turn_is_told_that_it_would_wait_for_itself(what):
+    with loop_comes_round():
+        manager = await knowers()
+        assert isinstance(await outcome(manager.call("a", Knower.do, what, "a")), ReentrantCallError)
+        assert await outcome(manager.call("a", Knower.ping)) == "pong"
+        assert await outcome(manager.close()) is None
+
+
+@pytest.mark.parametrize("what", ["get", "attach"])
+async def test_a_thaw_inside_a_turn_that_calls_back_into_that_turn_is_an_error_not_a_deadlock(what):
+    manager = await knowers()
+    error = await outcome(manager.call("a", Knower.do, what, "calls back"))
+    assert isinstance(error, ThawError)
+    assert isinstance(error.__cause__, ReentrantCallError)
+    assert await outcome(manager.call("a", Knower.ping)) == "pong"
+    assert manager.stats().attached == 0
+    assert await outcome(manager.close()) is None
+
+
+# ---------------------------------------------------------------- an end that fails
+
+
+class Tidy(Agent):
+    """Changes itself once more when it ends."""
+
+    n: int = 0
+
+    async def add(self) -> int:
+        self.n += 1
+        return self.n
+
+    async def on_stop(self) -> None:
+        self.n += 100
+
+
+async def test_a_stop_whose_last_put_fails_says_so_and_the_agent_lives_on():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Tidy, store=store, clock=clock, store_patience=5) as manager:
+        await manager.call("a", Tidy.add)
+        store.fail("put", down, times=math.inf)
+        stop = asyncio.create_task(manager.stop("a"))
+        await pass_time(clock, stop.done)
+        assert isinstance(stop.exception(), StoreUnavailableError)
+        assert manager.lookup("a") is not None
+        store.heal()
+        assert await outcome(manager.call("a", Tidy.add)) == 2  # what on_stop changed was undone
+        await manager.stop("a")
+        assert (await stored(store.inner, Tidy, "a")).n == 102
+
+
+async def test_a_call_that_waits_for_an_end_which_fails_runs_in_the_life_that_goes_on():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Tidy, store=store, clock=clock, store_patience=5) as manager:
+        await manager.call("a", Tidy.add)
+        store.fail("put", down, times=math.inf)
+        stop = asyncio.create_task(manager.stop("a"))
+        await until(lambda: manager.inspect("a").state == "freezing")
+        call = asyncio.create_task(manager.call("a", Tidy.add))
+        await rest()
+        assert not call.done()
+        await pass_time(clock, lambda: manager.inspect("a").state == "live")
+        store.heal()
+        assert await outcome(call) == 2
+        assert isinstance(await outcome(stop), StoreUnavailableError)
+
+
+class Custom(Agent):
+    """Its dump and load fail as long as *trouble* names them."""
+
+    n: int = 0
+
+    async def add(self) -> int:
+        self.n += 1
+        return self.n
+
+    async def fail(self) -> None:
+        self.n += 1
+        raise ValueError("as asked")
+
+    def dump(self):
+        if "dump" in trouble:
+            raise KeyError("dump")
+        return {"n": self.n}
+
+    @classmethod
+    def load(cls, data, version):
+        if "load" in trouble:
+            raise KeyError("load")
+        return cls(n=data["n"])
+
+
+trouble: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def no_trouble():
+    yield
+    trouble.clear()
+
+
+async def test_a_dump_that_raises_once_while_it_hibernates_does_not_lock_the_agent():
+    seen, clock = reports(), ManualClock()
+    async with InstanceManager(Custom, store=MemoryStore(), idle_timeout=5, clock=clock) as manager:
+        await manager.call("a", Custom.add)
+        trouble.add("dump")
+        clock.advance(5)
+        await until(lambda: seen)
+        trouble.clear()
+        assert await outcome(manager.call("a", Custom.add)) == 2
+        await pass_time(clock, lambda: manager.lookup("a") is None)
+
+
+async def test_a_rollback_that_fails_does_not_leave_half_a_change_behind():
+    reports()
+    async with InstanceManager(Custom, store=MemoryStore()) as manager:
+        await manager.call("a", Custom.add)
+        trouble.add("load")
+        assert isinstance(await outcome(manager.call("a", Custom.fail)), ValueError)
+        trouble.clear()
+        assert await outcome(manager.call("a", Custom.add)) == 2
+
+
+# ---------------------------------------------------------------- idle, in spite of everything
+
+
+async def test_an_agent_whose_idle_timeout_came_in_an_outage_hibernates_after_it():
+    reports()
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, idle_timeout=5, store_patience=20) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", down, times=math.inf)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await pass_time(clock, call.done)
+        assert isinstance(call.exception(), StoreUnavailableError)
+        store.heal()
+        await pass_time(clock, lambda: counters.lookup("ada") is None)
+        assert (await stored(store.inner)).count == 1
+
+
+async def test_an_agent_whose_last_caller_left_as_it_got_its_turn_hibernates():
+    clock, event = ManualClock(), asyncio.Event()
+    async with InstanceManager(Counter, store=MemoryStore(), clock=clock, idle_timeout=5) as counters:
+        first = asyncio.create_task(counters.call("ada", Counter.wait, event))
+        await until(lambda: counters.inspect("ada").running)
+        second = asyncio.create_task(counters.call("ada", Counter.increment))
+        await until(lambda: counters.stats().queued == 1)
+        clock.advance(6)  # the idle timer finds it busy
+        await rest()
+        event.set()
+        first.add_done_callback(lambda _: second.cancel())
+        await first
+        assert isinstance(await outcome(second), asyncio.CancelledError)
+        await pass_time(clock, lambda: counters.lookup("ada") is None)
+
+
+async def test_an_agent_whose_deletion_failed_hibernates():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, idle_timeout=5) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("delete", down)
+        gate = store.hold("delete")
+        delete = asyncio.create_task(counters.delete("ada"))
+        await gate.reached()
+        clock.advance(6)  # the idle timer finds it busy
+        await rest()
+        gate.release()
+        assert isinstance(await outcome(delete), StoreUnavailableError)
+        await pass_time(clock, lambda: counters.lookup("ada") is None)
+        assert await outcome(counters.call("ada", Counter.read)) == 1
+
+
+# ---------------------------------------------------------------- ended twice
+
+
+async def test_two_deletes_and_a_stop_at_once_all_succeed():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        gate = store.hold("delete")
+        first = asyncio.create_task(counters.delete("ada"))
+        await gate.reached()
+        others = [asyncio.create_task(counters.delete("ada")), asyncio.create_task(counters.stop("ada"))]
+        await rest()
+        assert not any(task.done() for task in (first, *others))
+        gate.release()
+        assert [await outcome(task) for task in (first, *others)] == [None, None, None]
+        assert await stored(store.inner) is None
