@@ -285,17 +285,19 @@ class AgentType(Generic[A]):
 
     def method(self, method: Callable[..., Any]) -> Method:
         """The call that a method of the class, or of one of its bases, stands for."""
-        name = getattr(method, "__name__", "")
-        found = self.methods.get(name)
-        if found is not None and any(vars(base).get(name) is method for base in self.cls.__mro__):
-            return found
-        for other in self.methods.values():  # decorated without functools.wraps, so its name is the wrapper's
-            if other.function is method:
-                return other
-        told = getattr(method, "__qualname__", repr(method))
-        raise TypeError(
-            f"{told} is not a call of agent {self.name}: its calls are {', '.join(sorted(self.public)) or 'none'}"
-        )
+        try:
+            return self._by_function[method]
+        except (KeyError, TypeError):
+            told = getattr(method, "__qualname__", repr(method))
+            raise TypeError(
+                f"{told} is not a call of agent {self.name}: its calls are {', '.join(sorted(self.public)) or 'none'}"
+            ) from None
+
+    @cached_property
+    def _by_function(self) -> dict[Callable[..., Any], Method]:
+        """Each call by its function and by those that it overrides."""
+        found = {vars(base)[n]: m for n, m in self.methods.items() for base in self.cls.__mro__ if n in vars(base)}
+        return found | {m.function: m for m in self.methods.values()}
 
     @cached_property
     def public(self) -> dict[str, Method]:

@@ -102,23 +102,12 @@ class Performer(Generic[A]):
         Raises:
             Retired: this life ended before the call began.
         """
-        readonly = method.readonly
         if method.interleave:
             return await self._run_interleaved(method, args, kwargs, send)
-        if self._refusal is not None:
-            raise self._refusal()
-        if self.turns.waiting + self.ledger.waiting >= self.home.max_mailbox:
-            raise MailboxFullError(
-                f"{self._who}: {self.home.max_mailbox:,} calls wait already, so {method.name}() was not started: "
-                "call it less often, or raise max_mailbox"
-            )
+        readonly = method.readonly
+        self._check_bounds(method)
         if not self.turns.try_enter(readonly):
-            caller = current_turn()
-            if caller is not None and waits_for_itself(caller, self):
-                raise ReentrantCallError(
-                    f"{self._who}: {method.name}() was called from inside a turn that it would wait for: "
-                    "call the plain method (self.…) inside an agent, or tell() it"
-                )
+            self._check_waiting(method)
             await self.turns.enter(readonly)
         failure: BaseException | None = None
         result: Any = None
@@ -130,21 +119,11 @@ class Performer(Generic[A]):
             if wait is not None:
                 wait.on = turn
             try:
-                if call_id is None or readonly:
-                    body = method.function(self.agent, *args, **kwargs)
-                    if send is None:
-                        result = await body
-                    elif method.provisional:
-                        await self._pass_on(body, send)
-                    else:
-                        await self._send_items(turn, body, send)
-                    tag = self._finish(turn, readonly)
-                else:
-                    result = await self._run_once(turn, method, args, kwargs, call_id)
-                    tag = self.ledger.cur
+                result = await self._body(turn, method, args, kwargs, send, call_id)
+                version = self._finish(turn)
             except BaseException as error:  # noqa: BLE001  # it goes to the caller, below
-                failure = self._failed(turn, error, readonly)
-                tag = self.ledger.cur
+                failure = self._failed(turn, error)
+                version = self.ledger.cur
             finally:
                 TURN.reset(token)
                 self._ended(turn)
@@ -155,13 +134,8 @@ class Performer(Generic[A]):
         finally:
             self.turns.leave(readonly)
             self.watch()
-        ledger = self.ledger
-        gone = turn.doomed or (failure is not None and not isinstance(failure, Exception))
-        if tag > ledger.dur and ledger.gated and not gone:
-            try:
-                await ledger.wait(tag)
-            except OverwinterError as error:
-                raise error from failure or error.__cause__
+        if version > self.ledger.dur and self.ledger.gated:
+            await self._pass_gate(turn, version, failure)
         if failure is not None:
             try:
                 raise failure
@@ -169,18 +143,59 @@ class Performer(Generic[A]):
                 del failure  # no cycle of exception, traceback and frame
         return result
 
+    def _check_bounds(self, method: Method) -> None:
+        if self._refusal is not None:
+            raise self._refusal()
+        if self.turns.waiting + self.ledger.waiting >= self.home.max_mailbox:
+            raise MailboxFullError(
+                f"{self._who}: {self.home.max_mailbox:,} calls wait already, so {method.name}() was not started: "
+                "call it less often, or raise max_mailbox"
+            )
+
+    def _check_waiting(self, method: Method) -> None:
+        caller = current_turn()
+        if caller is not None and waits_for_itself(caller, self):
+            raise ReentrantCallError(
+                f"{self._who}: {method.name}() was called from inside a turn that it would wait for: "
+                "call the plain method (self.…) inside an agent, or tell() it"
+            )
+
+    async def _body(
+        self,
+        turn: Turn,
+        method: Method,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        send: Send | None,
+        call_id: str | None,
+    ) -> Any:
+        if call_id is not None and not method.readonly:
+            return await self._run_once(turn, method, args, kwargs, call_id)
+        body = method.function(self.agent, *args, **kwargs)
+        if send is None:
+            return await body
+        return await (self._pass_on(body, send) if method.provisional else self._send_items(turn, body, send))
+
     async def _run_once(
         self, turn: Turn, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str
     ) -> Any:
         """Give the reply of an earlier call with this id, or call, and keep a receipt with what it changed."""
-        ledger, function, call = self.ledger, method.function, (args, kwargs)
-        known = reply_of(ledger.cur_receipts, call_id, function, call)
+        function, call = method.function, (args, kwargs)
+        known = reply_of(self.ledger.cur_receipts, call_id, function, call)
         if known is not None:
             return known[0]
-        before = ledger.cur
         result = await function(self.agent, *args, **kwargs)
-        self._finish(turn, readonly=False, receipt=make_receipt(call_id, function, call, result), since=before)
+        turn.receipt = make_receipt(call_id, function, call, result)
         return result
+
+    async def _pass_gate(self, turn: Turn, version: int, failure: BaseException | None) -> None:
+        """Hold the outcome back until the version that it made or saw is durable."""
+        if turn.doomed or (failure is not None and not isinstance(failure, Exception)):
+            return  # what the caller gets says so itself, or the caller is gone
+        try:
+            await self.ledger.wait(version)
+        except OverwinterError as error:
+            raise error from failure or error.__cause__
 
     async def _run_interleaved(
         self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], send: Send | None
@@ -258,7 +273,7 @@ class Performer(Generic[A]):
     def _begin(self, readonly: bool) -> tuple[Turn, Any]:
         task = asyncio.current_task()
         assert task is not None
-        turn = Turn(task, readonly=readonly, performer=self)
+        turn = Turn(task, readonly=readonly, performer=self, since=self.ledger.cur)
         self.running.add(turn)
         return turn, TURN.set(turn)
 
@@ -268,25 +283,25 @@ class Performer(Generic[A]):
             turn.wait_for(Wait(turn.caller))  # it waits while nobody takes its items
         async with aclosing(items):
             async for item in items:
-                tag = self._finish(turn, turn.readonly)
-                if self.ledger.gated and tag > self.ledger.dur:
-                    await self.ledger.wait(tag)
+                version = self._finish(turn)
+                if self.ledger.gated and version > self.ledger.dur:
+                    await self.ledger.wait(version)
                 await send(item)
 
     async def commit(self, turn: Turn) -> None:
-        self._finish(turn, turn.readonly)
+        self._finish(turn)
         if not turn.readonly:
             await self.ledger.persist()
 
-    def _finish(self, turn: Turn, readonly: bool, receipt: Receipt | None = None, since: int = 0) -> int:
+    def _finish(self, turn: Turn) -> int:
         """Make a version of what the turn changed, if it did; return the version that the reply depends on."""
         ledger = self.ledger
         if turn.aborted is not None:
             raise turn.aborted  # the body kept the cancellation to itself; what it made does not count
         if ledger.lost:
             raise ledger.superseded()
-        if not readonly:
-            self._seal(receipt, since)
+        if not turn.readonly:
+            self._seal(turn.receipt, changed=ledger.cur != turn.since)
         elif self.home.strict and not self.turns.writing:
             self._check_unchanged()
         if turn.effects:
@@ -299,7 +314,7 @@ class Performer(Generic[A]):
             self._restore(self.ledger.cur_body)
             raise ReadonlyError(f"{self._who}: a @readonly call changed the state; it was undone: take @readonly away")
 
-    def _seal(self, receipt: Receipt | None = None, since: int = 0) -> None:
+    def _seal(self, receipt: Receipt | None = None, *, changed: bool = False) -> None:
         agent, ledger = self.agent, self.ledger
         if not agent.__dict__.keys() <= self._settable:
             stray = min(agent.__dict__.keys() - self._settable)
@@ -309,16 +324,16 @@ class Performer(Generic[A]):
                 f"or declare it {stray}: ... = transient(), or set it in on_start"
             )
         body = self.home.keeper.encode(agent, ledger.extras)
-        if body != ledger.cur_body or (receipt is not None and ledger.cur != since):
+        if body != ledger.cur_body or (receipt is not None and changed):
             ledger.advance(body, receipt)
 
-    def _failed(self, turn: Turn, error: BaseException, readonly: bool) -> BaseException:
+    def _failed(self, turn: Turn, error: BaseException) -> BaseException:
         """Undo a turn that raised; return what its caller gets."""
         if turn.aborted is not None:
             error = turn.outcome_of_abort(error)
         elif isinstance(error, Exception):
             self.last_error = type(error)
-        if not readonly and not self.ledger.lost:
+        if not turn.readonly and not self.ledger.lost:
             self._undo(turn, error)
         return error
 

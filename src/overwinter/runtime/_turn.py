@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from ..agent._receipts import Receipt
 from ..errors import OverwinterError, UsageError
 
 __all__ = ["TURN", "Host", "Turn", "Wait", "commit", "current_turn", "waits_for_itself"]
@@ -52,12 +53,19 @@ class Turn:
         "effects",
         "performer",
         "readonly",
+        "receipt",
+        "since",
         "task",
     )
 
-    def __init__(self, task: asyncio.Task[Any], *, readonly: bool = False, performer: Performs | None = None) -> None:
+    def __init__(
+        self, task: asyncio.Task[Any], *, readonly: bool = False, performer: Performs | None = None, since: int = 0
+    ) -> None:
         self.caller = current_turn()
         self.performer, self.readonly = performer, readonly
+        self.since = since
+        """The version that it began with."""
+        self.receipt: Receipt | None = None
         self.task = task
         self.active = True
         self.aborted: OverwinterError | None = None
