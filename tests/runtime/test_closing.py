@@ -9,7 +9,7 @@ import math
 
 import pytest
 from agents import Counter
-from waiting import loop_comes_round, outcome, pass_time, reports, rest, stored
+from waiting import outcome, pass_time, reports, rest, stored
 
 from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore
 from overwinter.errors import ClosedError, CloseError, OutcomeUnknownError, StoreUnavailableError
@@ -19,12 +19,6 @@ from overwinter.testing import FaultyStore, ManualClock, until
 
 def down() -> StoreUnavailableError:
     return StoreUnavailableError("down")
-
-
-@pytest.fixture(autouse=True)
-def alarm():
-    with loop_comes_round():
-        yield
 
 
 async def opened(cls=Counter, **options) -> tuple[InstanceManager, ManualClock]:

@@ -128,7 +128,7 @@ async def test_cancel_ends_the_running_call_and_rolls_it_back(store):
         await running(writers)
         assert writers.cancel("a") is True
         with pytest.raises(TurnCancelledError, match=r"Writer 'a'.*rolled back"):
-            await call
+            await asyncio.wait_for(call, 5)
         assert setup.context["saw"] == ["CancelledError"]
         assert await outcome(writers.call("a", Writer.read)) == ["kept"]
         assert await outcome(writers.call("a", Writer.add, "next")) == 2
@@ -288,7 +288,7 @@ async def test_a_call_that_runs_longer_than_turn_timeout_is_ended_and_rolled_bac
         assert not call.done()
         setup.clock.advance(0.1)
         with pytest.raises(TurnTimeoutError, match=r"Writer 'a'.*write\(\).*turn_timeout=10 s") as caught:
-            await call
+            await asyncio.wait_for(call, 5)
         assert isinstance(caught.value, TimeoutError)
         assert call.cancelling() == 0
         assert setup.context["saw"] == ["CancelledError"]

@@ -8,7 +8,7 @@ import math
 
 import pytest
 from agents import Counter, Order
-from waiting import loop_comes_round, outcome, pass_time, reports, rest, stored
+from waiting import outcome, pass_time, reports, rest, stored
 
 from overwinter import Agent, InstanceManager, MemoryStore
 from overwinter.errors import MissingInitialError, ReentrantCallError, StoreUnavailableError, ThawError
@@ -95,11 +95,10 @@ async def knowers() -> InstanceManager[Knower]:
 
 @pytest.mark.parametrize("what", ["stop", "delete"])
 async def test_an_agent_that_ends_itself_in_its_own_turn_is_told_that_it_would_wait_for_itself(what):
-    with loop_comes_round():
-        manager = await knowers()
-        assert isinstance(await outcome(manager.call("a", Knower.do, what, "a")), ReentrantCallError)
-        assert await outcome(manager.call("a", Knower.ping)) == "pong"
-        assert await outcome(manager.close()) is None
+    manager = await knowers()
+    assert isinstance(await outcome(manager.call("a", Knower.do, what, "a")), ReentrantCallError)
+    assert await outcome(manager.call("a", Knower.ping)) == "pong"
+    assert await outcome(manager.close()) is None
 
 
 @pytest.mark.parametrize("what", ["get", "attach"])
@@ -243,10 +242,11 @@ async def test_an_agent_whose_last_caller_left_as_it_got_its_turn_hibernates():
         clock.advance(6)  # the idle timer finds it busy
         await rest()
         event.set()
-        first.add_done_callback(lambda _: second.cancel())
-        await first
+        asyncio.get_running_loop().call_soon(second.cancel)  # when the first has left, and the second not begun
+        assert await outcome(first) == 0
         assert isinstance(await outcome(second), asyncio.CancelledError)
         await pass_time(clock, lambda: counters.lookup("ada") is None)
+        assert await counters.call("ada", Counter.read) == 0
 
 
 async def test_an_agent_whose_deletion_failed_hibernates():

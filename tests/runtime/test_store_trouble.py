@@ -129,11 +129,10 @@ class Stubborn(Agent):
         return self.n
 
     async def stay(self, event: asyncio.Event) -> None:
-        while not event.is_set():
-            try:
-                await event.wait()
-            except asyncio.CancelledError:
-                continue
+        try:
+            await event.wait()
+        except asyncio.CancelledError:
+            await event.wait()
 
 
 async def test_who_waits_for_the_store_is_told_though_a_running_call_will_not_end():

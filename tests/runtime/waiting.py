@@ -46,13 +46,13 @@ async def pass_time(clock: ManualClock, happened: Callable[[], object], *, step:
 
 
 @contextlib.contextmanager
-def loop_comes_round(seconds: float = 10) -> Iterator[None]:
-    """Fail if the event loop spins in one place: no timeout of its own can fire then."""
+def ends_within(seconds: float) -> Iterator[None]:
+    """Fail after so many real seconds, even if the event loop spins in one place: no timeout of its own fires then."""
 
-    def frozen(*_: object) -> None:
-        pytest.fail("the event loop is frozen")
+    def late(*_: object) -> None:
+        pytest.fail(f"it took more than {seconds:g} s: it hangs, or the event loop is frozen")
 
-    before = signal.signal(signal.SIGALRM, frozen)
+    before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield

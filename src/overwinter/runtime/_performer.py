@@ -108,7 +108,11 @@ class Performer(Generic[A]):
         self._check_bounds(method)
         if not self.turns.try_enter(readonly):
             self._check_waiting(method)
-            await self.turns.enter(readonly)
+            try:
+                await self.turns.enter(readonly)
+            except BaseException:
+                self.watch()  # a caller that leaves just as it gets its turn may be the last one
+                raise
         failure: BaseException | None = None
         result: Any = None
         turn: Turn | None = None
