@@ -31,6 +31,7 @@ from .runtime._ref import OPEN, reference_class
 from .runtime._registry import Registry
 from .runtime._room import PutBudget, Room
 from .runtime._server import AgentServer
+from .runtime._stream import Stream
 from .runtime._turn import TURN, current_turn
 from .runtime._view import Inspection, Stats, inspect, stats
 from .stores.base import Store
@@ -332,7 +333,7 @@ class InstanceManager(Generic[A]):
     @overload
     def call(
         self, key: str, method: Callable[Concatenate[A, P], AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> AsyncIterator[R]: ...
+    ) -> Stream[R]: ...
     @overload
     def call(self, key: str, signal: Signal, /) -> Coroutine[Any, Any, Any]: ...
     def call(self, key: str, method: Any, /, *args: Any, **kwargs: Any) -> Any:

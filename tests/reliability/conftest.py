@@ -20,13 +20,13 @@ PATIENCE = 30.0
 
 
 class Worker:
-    """A running ``worker.py``."""
+    """A running ``worker.py``, or another program of this folder that is started the same way."""
 
-    def __init__(self, role: str, options: dict[str, object], errors: Path) -> None:
+    def __init__(self, role: str, options: dict[str, object], errors: Path, program: str) -> None:
         self._errors = errors
         with errors.open("wb") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "error", str(Path(__file__).with_name("worker.py")), role, json.dumps(options)],
+                [sys.executable, "-W", "error", str(Path(__file__).with_name(program)), role, json.dumps(options)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=sink,
@@ -103,8 +103,8 @@ def worker(tmp_path: Path) -> Iterator[StartWorker]:
     """Start a worker: ``worker("hold", path=…)``. Whoever is left is killed after the test."""
     workers: list[Worker] = []
 
-    def start(role: str, **options: object) -> Worker:
-        workers.append(Worker(role, options, tmp_path / f"stderr-{len(workers)}"))
+    def start(role: str, program: str = "worker.py", **options: object) -> Worker:
+        workers.append(Worker(role, options, tmp_path / f"stderr-{len(workers)}", program))
         return workers[-1]
 
     yield start

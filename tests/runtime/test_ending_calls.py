@@ -219,15 +219,18 @@ async def test_a_cancelled_call_rolls_back_to_its_last_commit():
         assert (await stored(setup.store.inner, Writer, "a")).words == ["first"]
 
 
-async def test_cancel_ends_all_that_runs_readers_too():
+async def test_cancel_ends_readers_where_no_call_changes_state_and_lets_interleaved_ones_look_on():
     async with Writers() as writers:
         event = asyncio.Event()
-        calls = [asyncio.create_task(writers.call("a", Writer.watch, event)) for _ in range(2)]
-        calls.append(asyncio.create_task(writers.call("a", Writer.peek, event)))
+        readers = [asyncio.create_task(writers.call("a", Writer.watch, event)) for _ in range(2)]
+        looking = asyncio.create_task(writers.call("a", Writer.peek, event))
         await running(writers, calls=3)
         assert writers.cancel("a") is True
-        for call in calls:
+        for call in readers:
             assert isinstance(await outcome(call), TurnCancelledError)
+        assert writers.cancel("a") is False
+        event.set()
+        assert not isinstance(await outcome(looking), Exception)
 
 
 async def test_a_cancelled_stream_ends_with_the_error_after_the_items_that_were_sent():

@@ -100,6 +100,8 @@ async def main(
         assert_type(token, str)
     async for token in chats.call("s1", Chat.say, "hi"):
         assert_type(token, str)
+    async with chats.call("s1", Chat.say, "hi") as words:
+        assert_type(await anext(words), str)
     await chats.call("s1", Signal("chat.rename", {"topic": "winter"}))
     chats.tell("s1", Signal("chat.rename", {"topic": "winter"}))
 

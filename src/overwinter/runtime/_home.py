@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from .._clock import Clock
 from ..agent import Agent, AgentType
+from ..errors import OverwinterError
 from ..persistence import Keeper
 from ._idle import IdleTracker
 from ._ledger import Terms
@@ -37,22 +38,26 @@ class Failures:
     FREE, FIRST, LONGEST, MOST = 3, 0.1, 30.0, 10_000
 
     def __init__(self) -> None:
-        self._keys: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._keys: OrderedDict[str, tuple[int, float, OverwinterError]] = OrderedDict()
 
-    def note(self, key: str, now: float) -> None:
-        count = self._keys.pop(key, (0, 0.0))[0] + 1
+    def note(self, key: str, now: float, error: OverwinterError) -> None:
+        last = self._keys.pop(key, None)
+        count = 1 if last is None else last[0] + 1
         wait = min(self.LONGEST, self.FIRST * 2 ** min(count - self.FREE, 20)) if count > self.FREE else 0.0
-        self._keys[key] = (count, now + wait)
+        brief = error.again().with_traceback(None)
+        brief.__cause__ = None  # it would keep its frames in memory
+        self._keys[key] = (count, now + wait, brief)
         if len(self._keys) > self.MOST:
             self._keys.popitem(last=False)
 
     def forget(self, key: str) -> None:
         self._keys.pop(key, None)
 
-    def wait(self, key: str, now: float) -> tuple[int, float]:
-        """How often *key* failed, and seconds until it may be tried again."""
-        count, until = self._keys.get(key, (0, now))
-        return count, max(0.0, until - now)
+    def check(self, key: str, now: float) -> None:
+        """Raise the last failure of *key* again if it is too soon to try once more."""
+        count, until, error = self._keys.get(key, (0, now, None))
+        if error is not None and until > now:
+            raise type(error)(f"{error} (failed {count} times in a row; it is tried again in {until - now:.3g} s)")
 
 
 @dataclass(slots=True)

@@ -207,6 +207,7 @@ class Performer(Generic[A]):
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
         await self.alive()
         turn, token = self._begin(readonly=True)
+        turn.interleaved = True
         timer = self._time(turn, method)
         try:
             body = method.function(self.agent, *args, **kwargs)
@@ -242,10 +243,12 @@ class Performer(Generic[A]):
         return clock.call_at(clock.monotonic() + seconds, lambda: turn.abort(late(), doomed=False))
 
     def cancel(self) -> bool:
-        """End what runs; return whether anything did."""
-        for turn in self.running:
+        """End the call that changes state, or else the readonly ones; interleaved ones only look on."""
+        calls = [turn for turn in self.running if not turn.interleaved]
+        calls = [turn for turn in calls if not turn.readonly] or calls
+        for turn in calls:
             turn.abort(TurnCancelledError(f"{self._who}: the call was cancelled and rolled back"), doomed=False)
-        return bool(self.running)
+        return bool(calls)
 
     async def _admit(self, readonly: bool) -> None:
         """See to it that a turn which is ours by now may really begin."""

@@ -22,7 +22,6 @@ from ..errors import (
     OverwinterError,
     ReentrantCallError,
     SupersededError,
-    ThawError,
 )
 from ..stores.base import Expect
 from ._home import Home, Retired
@@ -94,7 +93,7 @@ class Registry(Generic[A]):
             await self.home.terms.clock.sleep(random.uniform(0, pause))  # noqa: S311
             pause = min(0.1, pause * 2)
 
-    def stream(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream:
+    def stream(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream[Any]:
         """Run one streaming call, in a task of its own, when its first item is asked for."""
         wait = Wait(None)
 
@@ -122,12 +121,7 @@ class Registry(Generic[A]):
         check_key(key, home.kind.name)
         if home.closed:
             raise ClosedError(f"the manager of {home.kind.name} is closed")
-        count, wait = home.failures.wait(key, home.terms.clock.monotonic())
-        if wait:
-            raise ThawError(
-                f"{home.kind.name} {key!r} failed to come alive {count} times in a row; "
-                f"it is tried again in {wait:.3g} s"
-            )
+        home.failures.check(key, home.terms.clock.monotonic())
         last = self.servers.get(key)
         after_life = self._deleting.get(key) if last is None else last.gone
         server = self.servers[key] = AgentServer(home, key, (initial is None, missing))

@@ -17,13 +17,12 @@ from ..errors import (
     AgentNotFoundError,
     AgentStateError,
     ClosedError,
-    MissingInitialError,
     OutcomeUnknownError,
     OutsideTurnError,
     OverwinterError,
     RevisionConflictError,
     ThawError,
-    TooManyLiveError,
+    TurnCancelledError,
 )
 from ..stores.base import Expect
 from ._gate import Effect
@@ -93,8 +92,10 @@ class AgentServer(Performer[A]):
 
     def _failed_to_start(self, error: OverwinterError) -> None:
         self.state = after(self.state, Event.FAILED)
-        if not isinstance(error, (MissingInitialError, AgentNotFoundError, AgentStateError, TooManyLiveError)):
-            self.home.failures.note(self.key, self.home.terms.clock.monotonic())
+        if (
+            type(error) is ThawError
+        ):  # on_start or the store; what a record or a caller gets wrong costs little to find again
+            self.home.failures.note(self.key, self.home.terms.clock.monotonic(), error)
         plain = self.asked == PLAIN  # others' terms say nothing about calls
         self.turns.evict(lambda: error.again() if plain else Retired())
         self._end()
@@ -208,7 +209,8 @@ class AgentServer(Performer[A]):
         self.state = after(self.state, Event.LEAVING)
         self.turns.evict(Retired)
         if not await self.emptied():  # interleaved calls, which hold no turn
-            self.cancel()
+            for turn in self.running:
+                turn.abort(TurnCancelledError(f"{self._who}: it was ended, for the agent leaves"), doomed=False)
             await self.emptied()
         effects = await self._on_stop()
         if effects is not None:

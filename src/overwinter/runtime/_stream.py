@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from ._turn import Wait, current_turn
 
 __all__ = ["BUFFER", "Stream"]
+
+R_co = TypeVar("R_co", covariant=True)
 
 BUFFER = 16
 """Items that a streaming call may be ahead of its consumer."""
@@ -53,7 +55,7 @@ class _Channel:
             self._waiter.set_result(None)
 
 
-class Stream:
+class Stream(Generic[R_co]):
     """The items of one streaming call; an async iterator, and an async context manager that ends it.
 
     The call begins with the first item that is asked for. Leaving early, by ``break``, an error, cancellation,
@@ -71,7 +73,7 @@ class Stream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> R_co:
         if self._closed:
             raise StopAsyncIteration
         if self._task is None:
@@ -80,10 +82,12 @@ class Stream:
         if caller is not None:
             caller.wait_for(self._wait)
         try:
-            return await self._channel.take()
+            item: R_co = await self._channel.take()
         except asyncio.CancelledError:
             self._leave()
             raise
+        else:
+            return item
         finally:
             if caller is not None:
                 caller.waited(self._wait)

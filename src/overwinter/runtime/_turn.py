@@ -51,6 +51,7 @@ class Turn:
         "caller",
         "doomed",
         "effects",
+        "interleaved",
         "performer",
         "readonly",
         "receipt",
@@ -65,6 +66,7 @@ class Turn:
         self.performer, self.readonly = performer, readonly
         self.since = since
         """The version that it began with."""
+        self.interleaved = False
         self.receipt: Receipt | None = None
         self.task = task
         self.active = True
