@@ -1,6 +1,7 @@
 # Everything runs from .venv, which is made here from pinned and hashed packages. Nothing else is installed.
 PYTHON ?= python3
 DURABILITY ?= call
+STORE ?= sqlite
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ TYPED := $(wildcard src examples demo tests/typing/accepted.py) # rejected.py be
 .NOTPARALLEL: # one pip at a time in one environment
 
 demo: $(VENV)/demo.stamp
-	$(BIN)/python -m demo --durability $(DURABILITY)
+	$(BIN)/python -m demo --durability $(DURABILITY) --store $(STORE)
 
 test: lint
 	$(BIN)/python -m pytest

@@ -14,24 +14,27 @@ import time
 from collections import defaultdict, deque
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 
 import msgspec
 from tqdm import tqdm
 
 from demo.aircraft import Aircraft, Flight, identity
 from demo.flights import Expected, Year, read, recompute
-from overwinter import Persistence, SQLiteStore
+from overwinter import Persistence
+from overwinter.stores import from_url
 
 KILLS = 6
 WINDOW = 512  # calls in flight
 CHUNK = 64  # flights per write
+URLS = {"sqlite": "sqlite:///{}/fleet.db", "file": "file://{}/fleet"}
 
 
 class Worker:
     """The child process and its two pipes."""
 
-    def __init__(self, database: Path, durability: str) -> None:
-        command = [sys.executable, "-m", "demo.worker", str(database), durability]
+    def __init__(self, url: str, durability: str) -> None:
+        command = [sys.executable, "-m", "demo.worker", url, durability]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self._rest = b""
 
@@ -83,8 +86,9 @@ class Worker:
 class Run:
     """One run over the year, and its book-keeping."""
 
-    def __init__(self, year: Year, folder: Path, durability: str) -> None:
-        self.flights, self.database, self.durability = year.flights, folder / "fleet.db", durability
+    def __init__(self, year: Year, folder: Path, durability: str, store: str) -> None:
+        self.flights, self.durability = year.flights, durability
+        self.url = URLS[store].format(quote(str(folder.resolve())))
         self.identities = [identity(flight) for flight in year.flights]
         self.log = (folder / "acknowledged.log").open("a")
         self.acknowledged: set[int] = set()
@@ -112,7 +116,7 @@ class Run:
 
     def work(self, until: int) -> Worker:
         """Start a worker, and have it run until so many calls are acknowledged."""
-        worker = Worker(self.database, self.durability)
+        worker = Worker(self.url, self.durability)
         begin = time.monotonic()
         while len(self.acknowledged) < until:
             self.fill(worker)
@@ -149,7 +153,7 @@ class Run:
         for row in self.acknowledged:
             by_aircraft[self.flights[row].tailnum].append(row)
         lost: list[int] = []
-        async with Persistence(SQLiteStore(self.database)) as persistence:
+        async with Persistence(from_url(self.url)) as persistence:
             for tailnum, rows in by_aircraft.items():
                 aircraft = await persistence.thaw(Aircraft, tailnum)
                 counted = set(aircraft.legs) if aircraft is not None else set[int]()
@@ -160,7 +164,7 @@ class Run:
         """How many aircraft the file has, and those whose agent differs from the recomputation."""
         fleet = recompute(self.flights)
         wrong: list[str] = []
-        async with Persistence(SQLiteStore(self.database)) as persistence:
+        async with Persistence(from_url(self.url)) as persistence:
             for tailnum, want in fleet.items():
                 have = await persistence.thaw(Aircraft, tailnum)
                 if have is None or len(have.legs) != len(want.legs) or plain(have) != want:
@@ -172,8 +176,8 @@ def plain(aircraft: Aircraft) -> Expected:
     return Expected(set(aircraft.legs), aircraft.in_the_air, aircraft.unknown, aircraft.late, aircraft.last)
 
 
-def run(year: Year, folder: Path, durability: str) -> int:
-    it = Run(year, folder, durability)
+def run(year: Year, folder: Path, durability: str, store: str) -> int:
+    it = Run(year, folder, durability, store)
     total, chance = len(year.flights), random.Random(2013)  # noqa: S311 - when to kill is no secret
     for n in range(1, KILLS + 1):
         it.kill(it.work(int(total * (n - chance.random() / 2) / (KILLS + 0.5))))
@@ -190,7 +194,7 @@ def run(year: Year, folder: Path, durability: str) -> int:
         "kills with SIGKILL": f"{it.kills}, with {it.in_flight:,} calls in flight",
         "calls per second": f"{it.replies / it.calling:,.0f}",
     }
-    print(f'\ndurability="{durability}"')
+    print(f'\nstore={store} durability="{durability}"')
     for what, value in table.items():
         print(f"  {what:<36}{value}")
     print(f"acknowledged calls lost: {len(it.lost):,}")
@@ -209,14 +213,15 @@ def run(year: Year, folder: Path, durability: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description=sys.modules["demo"].__doc__)
     parser.add_argument("--durability", choices=["call", "hibernate"], default="call")
-    parser.add_argument("--folder", type=Path, help="keep the database and the log here (default: a temporary folder)")
+    parser.add_argument("--store", choices=list(URLS), default="sqlite")
+    parser.add_argument("--folder", type=Path, help="keep the store and the log here (default: a temporary folder)")
     options = parser.parse_args()
     year = read()
     if options.folder is not None:
         options.folder.mkdir(parents=True)
-        return run(year, options.folder, options.durability)
+        return run(year, options.folder, options.durability, options.store)
     with tempfile.TemporaryDirectory(prefix="overwinter-demo-") as folder:
-        return run(year, Path(folder), options.durability)
+        return run(year, Path(folder), options.durability, options.store)
 
 
 if __name__ == "__main__":

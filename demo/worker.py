@@ -1,6 +1,7 @@
 """The worker: reads flights from stdin, makes each a call, and writes the row of each reply to stdout.
 
-``python -m demo.worker DATABASE call|hibernate``. It may be killed at any moment.
+``python -m demo.worker STORE call|hibernate``, STORE being a URL such as ``sqlite:////tmp/fleet.db``.
+It may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Literal
 import msgspec
 
 from demo.aircraft import Aircraft, Flight
-from overwinter import InstanceManager, SQLiteStore
+from overwinter import InstanceManager
+from overwinter.stores import from_url
 
 
 class Acknowledgements:
@@ -35,13 +37,12 @@ class Acknowledgements:
             text = text[os.write(1, text) :]
 
 
-async def main(database: str, durability: Literal["call", "hibernate"]) -> None:
+async def main(url: str, durability: Literal["call", "hibernate"]) -> None:
     flights = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(flights), sys.stdin)
     decode = msgspec.json.Decoder(Flight).decode
     acknowledged = Acknowledgements()
-    store = SQLiteStore(database)
-    async with InstanceManager(Aircraft, store=store, durability=durability, idle_timeout=1) as fleet:
+    async with InstanceManager(Aircraft, store=from_url(url), durability=durability, idle_timeout=1) as fleet:
 
         async def fly(flight: Flight) -> None:
             await fleet.call(flight.tailnum, Aircraft.fly, flight)
@@ -53,5 +54,5 @@ async def main(database: str, durability: Literal["call", "hibernate"]) -> None:
 
 
 if __name__ == "__main__":
-    _, path, mode = sys.argv
-    asyncio.run(main(path, "hibernate" if mode == "hibernate" else "call"))
+    _, where, mode = sys.argv
+    asyncio.run(main(where, "hibernate" if mode == "hibernate" else "call"))

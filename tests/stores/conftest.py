@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from overwinter.stores import _sqlite_worker
-from overwinter.stores._lane import Job
+from overwinter.stores._jobs import Job
 
 PRELUDE = """
 import asyncio, fcntl, json, os, resource, signal, socket, sys, time
 from overwinter.errors import *
 from overwinter.stores import Expect
+from overwinter.stores.file import FileStore
 from overwinter.stores.sqlite import SQLiteStore
 from overwinter.stores._flock import FairLock
 def say(*words): print(*words, flush=True)
@@ -33,6 +37,7 @@ def child() -> Iterator[Child]:
     def start(code: str, *arguments: object, prelude: str = PRELUDE) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", prelude + textwrap.dedent(code), *map(str, arguments)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -44,6 +49,17 @@ def child() -> Iterator[Child]:
     for process in children:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose flushes cost nothing, where there is one: for tests that don't need a real disk."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path_factory.mktemp("folder")
+        return
+    with tempfile.TemporaryDirectory(prefix="overwinter-test-", dir=memory) as folder:
+        yield Path(folder).resolve()
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from overwinter.stores import MemoryStore, SQLiteStore, Store
+from overwinter.stores import FileStore, MemoryStore, SQLiteStore, Store
+from overwinter.stores._file_frame import name_of
 from overwinter.testing import FaultyStore, StoreContract
 
 DAMAGE = """
@@ -51,6 +52,40 @@ class TestOneSQLiteStoreForAll(TestSQLiteStore):
         if not hasattr(self, "store"):
             self.store = SQLiteStore(self.path)
         return self.store
+
+
+class TestFileStore(StoreContract):
+    can_corrupt = True
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, in_memory: Path) -> None:
+        self.folder = in_memory / "agents"
+
+    async def make_store(self) -> Store:
+        return FileStore(self.folder)
+
+    def path(self, key: str) -> Path:
+        return self.folder / name_of(key)[:2] / name_of(key)
+
+    async def corrupt(self, key: str) -> None:
+        content = bytearray(self.path(key).read_bytes())
+        content[20] ^= 1
+        self.path(key).write_bytes(content)
+
+
+class TestOneFileStoreForAll(TestFileStore):
+    async def make_store(self) -> Store:
+        if not hasattr(self, "store"):
+            self.store = FileStore(self.folder)
+        return self.store
+
+    async def corrupt(self, key: str) -> None:
+        self.path(key).write_bytes(self.path(key).read_bytes()[:-1])
+
+
+class TestFileStoreOfTornFiles(TestFileStore):
+    async def corrupt(self, key: str) -> None:
+        self.path(key).write_bytes(b"")
 
 
 class TestFaultyStoreWithoutFaults(StoreContract):

@@ -21,7 +21,7 @@ from overwinter.errors import (
     UsageError,
 )
 from overwinter.stores import Durability, Expect, MemoryStore, SQLiteStore, Stored, _sqlite_worker
-from overwinter.stores._lane import MAX_BYTES, MAX_ROWS, Job, _take
+from overwinter.stores._jobs import MAX_BYTES, MAX_ROWS, Job, take
 
 
 def new() -> bytes:
@@ -58,7 +58,7 @@ def jobs(*keys: str, size: int = 1) -> list[Job]:
 
 def test_a_batch_has_each_key_once_and_keeps_their_order():
     waiting = jobs("a", "b", "a", "c", "a", "b")
-    first, second, third, rest = (_take(waiting), _take(waiting), _take(waiting), waiting)
+    first, second, third, rest = (take(waiting), take(waiting), take(waiting), waiting)
     assert [[job.key for job in batch] for batch in (first, second, third, rest)] == [
         ["a", "b", "c"],
         ["a", "b"],
@@ -69,10 +69,10 @@ def test_a_batch_has_each_key_once_and_keeps_their_order():
 
 def test_a_batch_is_bounded_in_rows_and_bytes():
     waiting = jobs(*(str(number) for number in range(MAX_ROWS + 1)))
-    assert (len(_take(waiting)), len(_take(waiting))) == (MAX_ROWS, 1)
+    assert (len(take(waiting)), len(take(waiting))) == (MAX_ROWS, 1)
     large = jobs("a", "b", "c", size=MAX_BYTES // 2)
-    assert [len(_take(large)) for _ in range(2)] == [2, 1]
-    assert len(_take(jobs("too large for a batch", size=MAX_BYTES + 1))) == 1
+    assert [len(take(large)) for _ in range(2)] == [2, 1]
+    assert len(take(jobs("too large for a batch", size=MAX_BYTES + 1))) == 1
 
 
 async def test_what_waits_together_commits_together(tmp_path, batches):

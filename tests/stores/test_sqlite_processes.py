@@ -256,7 +256,7 @@ def test_a_forked_child_can_not_use_the_store_and_harms_nobody(tmp_path, ask):
         from overwinter.stores import _sqlite_db
         def handles(): return [e.name for e in os.scandir("/proc/self/fd") if os.path.realpath(e.path) == store.path]
         before = handles()
-        store._writer = store._reader = None
+        store._desks = []
         gc.collect()
         assert before and handles() == before and not _sqlite_db._connections, "a connection of the parent was closed"
         sys.exit(7)  # with all that the interpreter does at an exit

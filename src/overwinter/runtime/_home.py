@@ -104,13 +104,26 @@ class Home(Generic[A]):
 
 async def all_done(clock: Clock, futures: set[asyncio.Future[Any]], until: float) -> bool:
     """Wait until all *futures* are done; return whether that was before *until*."""
-    late: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    timer = clock.call_at(until, lambda: None if late.done() else late.set_result(None))
-    try:
-        while futures := {future for future in futures if not future.done()}:
-            if late.done():
-                return False
-            await asyncio.wait([*futures, late], return_when=asyncio.FIRST_COMPLETED)
+    over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    left = {future for future in futures if not future.done()}
+
+    def end(value: bool) -> None:
+        if not over.done():
+            over.set_result(value)
+
+    def one_less(future: asyncio.Future[Any]) -> None:
+        left.discard(future)
+        if not left:
+            end(True)
+
+    if not left:
         return True
+    timer = clock.call_at(until, lambda: end(False))
+    for future in list(left):
+        future.add_done_callback(one_less)
+    try:
+        return await over
     finally:
         timer.cancel()
+        for future in left:
+            future.remove_done_callback(one_less)

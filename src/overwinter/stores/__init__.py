@@ -1,6 +1,6 @@
 """Where records are kept.
 
-``MemoryStore`` and ``SQLiteStore`` come with the package; ``Store`` is the base of a store of your own.
+``MemoryStore``, ``SQLiteStore`` and ``FileStore`` come with the package; ``Store`` is the base of a store of your own.
 Drivers load on first use: ``import overwinter.stores`` costs no SQLite.
 """
 
@@ -14,11 +14,12 @@ from .base import Durability, Expect, Revision, Store, Stored
 from .memory import MemoryStore
 
 if TYPE_CHECKING:
+    from .file import FileStore
     from .sqlite import SQLiteStore
 
-__all__ = ["Durability", "Expect", "MemoryStore", "Revision", "SQLiteStore", "Store", "Stored", "from_url"]
+__all__ = ["Durability", "Expect", "FileStore", "MemoryStore", "Revision", "SQLiteStore", "Store", "Stored", "from_url"]
 
-_SCHEMES = "sqlite:///relative.db, sqlite:////absolute/path.db, memory://"
+_SCHEMES = "sqlite:///relative.db, sqlite:////absolute/path.db, file:///absolute/folder, memory://"
 
 
 def __getattr__(name: str) -> Any:
@@ -26,13 +27,18 @@ def __getattr__(name: str) -> Any:
         from .sqlite import SQLiteStore  # noqa: PLC0415  # the driver loads on first use
 
         return SQLiteStore
+    if name == "FileStore":
+        from .file import FileStore  # noqa: PLC0415  # it needs flock, which not every system has
+
+        return FileStore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def from_url(url: str) -> Store:
-    """Make a store from a URL, as it stands in a setting: ``sqlite:///app.db``, ``sqlite:////var/lib/app.db``, ``memory://``.
+    """Make a store from a URL, as it stands in a setting.
 
-    Percent-escapes are decoded. The URL is never quoted in an error, since it may hold a password.
+    ``sqlite:///app.db``, ``sqlite:////var/lib/app.db``, ``file:///var/lib/app`` or ``memory://``. Percent-escapes are
+    decoded. The URL is never quoted in an error, since it may hold a password.
     """
     scheme, colon, rest = url.partition("://")
     if not colon:
@@ -41,13 +47,15 @@ def from_url(url: str) -> Store:
         if rest:
             raise UsageError("a memory store has no path or options: use memory://")
         return MemoryStore()
-    if scheme != "sqlite":
+    if scheme not in ("sqlite", "file"):
         known = scheme if scheme.isalnum() and len(scheme) <= 16 else "of this URL"
         raise UsageError(f"the scheme {known} is none of a store that is here: use one of {_SCHEMES}")
     if not rest.startswith("/") or rest == "/" or "?" in rest or "#" in rest:
-        raise UsageError(
-            "a SQLite URL is sqlite:/// and a path, without host or options: sqlite:///app.db, sqlite:////srv/app.db"
-        )
+        raise UsageError(f"the URL of a store on disk has no host and no options, only a path: use one of {_SCHEMES}")
+    if scheme == "file":
+        from .file import FileStore  # noqa: PLC0415  # as above
+
+        return FileStore(unquote(rest))
     from .sqlite import SQLiteStore  # noqa: PLC0415  # as above
 
     return SQLiteStore(unquote(rest[1:]))

@@ -6,6 +6,7 @@ flock belongs to the open file description, so a child process that kept one wou
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -20,7 +21,7 @@ from typing import Any
 
 from ..errors import StoreUnavailableError, UsageError
 
-__all__ = ["FairLock", "LockFile", "check_owned"]
+__all__ = ["FairLock", "LockFile", "check_owned", "poll", "refuse_strangers", "take_turn"]
 
 _SHORTEST_NAP = 0.0002
 _LONGEST_NAP = 0.004  # a free lock is noticed within 4 ms; a shorter nap costs a core when many processes wait
@@ -47,16 +48,19 @@ def check_owned(path: str) -> bool:
         status = os.lstat(path)
     except FileNotFoundError:
         return False
-    _refuse_strangers(path, status)
+    refuse_strangers(path, status)
     return True
 
 
-def _refuse_strangers(path: str, status: os.stat_result) -> None:
+def refuse_strangers(path: str, status: os.stat_result, *, folder: bool = False) -> None:
+    """Raise unless *status* is of a plain file, or of a *folder*, of this process's user."""
     if stat.S_ISLNK(status.st_mode):
         raise UsageError(
             f"{path} is a symbolic link, and a planted one could send the data anywhere: pass the path it points to"
         )
-    if not stat.S_ISREG(status.st_mode):
+    if folder and not stat.S_ISDIR(status.st_mode):
+        raise UsageError(f"{path} is no folder: pass the path of a folder, which may be missing, but not what is above")
+    if not folder and not stat.S_ISREG(status.st_mode):
         raise UsageError(f"{path} is no plain file: pass the path of a file, such as {Path(path, 'agents.db')}")
     if status.st_uid != os.geteuid():
         raise UsageError(
@@ -66,28 +70,37 @@ def _refuse_strangers(path: str, status: os.stat_result) -> None:
 
 
 class LockFile:
-    """A file, never unlinked, that is locked and not read, except for the note that its holder leaves."""
+    """A file, never unlinked, that is locked and not read, except for the note that its holder leaves.
 
-    def __init__(self, path: str) -> None:
+    With *folder* it is a folder, which can be locked as well; it must be there. *known*: it was checked before, and is
+    where nobody else may write.
+    """
+
+    def __init__(self, path: str, *, folder: bool = False, known: bool = False) -> None:
         self.path = path
-        self._descriptor = -1
+        self.descriptor = -1
+        self._folder = folder
+        self._known = known
 
-    def open(self) -> None:
-        """Create the file for its owner only, or open it."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    def open(self, name: str = "", inside: int | None = None) -> None:
+        """Create the file for its owner only, or open it: by its path, or by its *name* in an open folder."""
+        flags = (os.O_RDONLY | os.O_DIRECTORY) if self._folder else (os.O_RDWR | os.O_CREAT)
         try:
             with _descriptors_guard:
-                self._descriptor = os.open(self.path, flags, 0o600)
-                _descriptors.add(self._descriptor)
+                self.descriptor = os.open(name or self.path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside)
+                _descriptors.add(self.descriptor)
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.EISDIR):
-                check_owned(self.path)
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
+                with contextlib.suppress(OSError):  # what is above it is gone: then that is the error
+                    refuse_strangers(self.path, os.lstat(self.path), folder=self._folder)
+            what = "folder" if self._folder else "lock file"
             raise StoreUnavailableError(
-                f"the lock file {self.path} can't be opened ({os.strerror(error.errno or 0)}): "
+                f"the {what} {self.path} can't be opened ({os.strerror(error.errno or 0)}): "
                 "the store needs a folder that this process may write to"
             ) from None
         try:
-            _refuse_strangers(self.path, os.fstat(self._descriptor))
+            if not self._known:
+                refuse_strangers(self.path, os.fstat(self.descriptor), folder=self._folder)
         except BaseException:
             self.close()
             raise
@@ -96,18 +109,20 @@ class LockFile:
         """Unlock and let go. Idempotent."""
         with _descriptors_guard:
             # A fork's child has closed and forgotten its copies; their numbers may be somebody else's by now.
-            if self._descriptor in _descriptors:
-                _descriptors.discard(self._descriptor)
-                os.close(self._descriptor)
-            self._descriptor = -1
+            if self.descriptor in _descriptors:
+                _descriptors.discard(self.descriptor)
+                os.close(self.descriptor)
+            self.descriptor = -1
 
     def try_lock(self, *, shared: bool = False) -> bool:
         """Take the lock if that is possible now."""
         try:
-            fcntl.flock(self._descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            fcntl.flock(self.descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError as error:
+            if self._folder:
+                return True  # NFS locks no folders; and a folder is only ever a turnstile, which is a courtesy
             raise StoreUnavailableError(
                 f"the lock file {self.path} can't be locked ({os.strerror(error.errno or 0)}): "
                 "put the store on a local file system"
@@ -115,7 +130,11 @@ class LockFile:
         return True
 
     def unlock(self) -> None:
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        except OSError:
+            if not self._folder:  # as above
+                raise
 
     def sign(self, *, shared: bool) -> None:
         """Write down who holds the lock, for those who wait."""
@@ -126,15 +145,15 @@ class LockFile:
             "shared": shared,
         }
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(note).encode(), 0)
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, json.dumps(note).encode(), 0)
         except OSError:
             return  # the note only makes an error message better; a full disk must not take the lock away
 
     def holder(self) -> str:
         """Say who signed last. Words for an error message, nothing to decide on."""
         try:
-            note: Any = json.loads(os.pread(self._descriptor, 4096, 0))
+            note: Any = json.loads(os.pread(self.descriptor, 4096, 0))
             who = f"process {note['pid']:d} on {note['host']}"
             own = " (this very process)" if note["pid"] == os.getpid() else ""
             return f"{who}{own}, since {note['since']}, {'shared' if note['shared'] else 'exclusive'}"
@@ -168,20 +187,26 @@ class FairLock:
 
     def acquire(self, deadline: float) -> bool:
         """Wait for the lock until ``time.monotonic()`` is *deadline*; whether it is ours. Blocks its thread."""
-        if not _poll(self._turnstile, deadline):
-            return False
-        try:
-            return _poll(self._lock, deadline)
-        finally:
-            self._turnstile.unlock()
+        return take_turn(self._turnstile, self._lock, deadline)
 
     def release(self) -> None:
         self._lock.unlock()
 
 
-def _poll(lock: LockFile, deadline: float) -> bool:
+def take_turn(turnstile: LockFile, lock: LockFile, deadline: float, *, shared: bool = False) -> bool:
+    """Wait for *lock* until *deadline* and, meanwhile, keep the turnstile shut; whether it is ours."""
+    if not poll(turnstile, deadline):
+        return False
+    try:
+        return poll(lock, deadline, shared=shared)
+    finally:
+        turnstile.unlock()
+
+
+def poll(lock: LockFile, deadline: float, *, shared: bool = False) -> bool:
+    """Wait for a lock until *deadline*; whether it is ours."""
     nap = _SHORTEST_NAP
-    while not lock.try_lock():
+    while not lock.try_lock(shared=shared):
         if time.monotonic() >= deadline:
             return False
         time.sleep(nap)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 
 import apsw
 
-from ..errors import CorruptRecordError, OutcomeUnknownError, RevisionConflictError, StoreUnavailableError
+from ..errors import CorruptRecordError, OutcomeUnknownError, StoreUnavailableError
 from . import _sqlite_db as db
 from ._flock import FairLock
-from ._lane import Job
+from ._jobs import Job, conflict
 from .base import Expect, Stored
 
 __all__ = ["Reader", "Writer"]
@@ -242,7 +242,7 @@ def _apply(connection: apsw.Connection, jobs: list[Job]) -> list[Exception | Non
         if puts and _put_all(connection, sql, puts) != len(puts):
             losers.update(job for job in puts if _revision(connection, job.key) != job.revision)
     losers.update(job for job in jobs if job.verb == "delete" and not _delete(connection, job))
-    return [_conflict(job) if job in losers else None for job in jobs]
+    return [conflict(job) if job in losers else None for job in jobs]
 
 
 def _put_all(connection: apsw.Connection, sql: str, puts: list[Job]) -> int:
@@ -271,11 +271,6 @@ def _delete(connection: apsw.Connection, job: Job) -> bool:
         if connection.changes():
             return True
     return db.run(connection, "SELECT 1 FROM agents WHERE key = ?", (job.key,)).get is None
-
-
-def _conflict(job: Job) -> RevisionConflictError:
-    found = "something is stored" if job.expected is Expect.ABSENT else "another revision, or nothing, is stored"
-    return RevisionConflictError(f"not stored: {found} under key {job.key!r}; read it again before you write")
 
 
 def _report(jobs: list[Job], verdicts: Sequence[Exception | None]) -> None:

@@ -1,0 +1,69 @@
+"""What a file of a FileStore holds: a head that says whose it is, then the data. Described in docs/stores.md.
+
+This file knows bytes. It does not know files, and what the data is: a record has a checksum of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+__all__ = ["MAX_KEY", "MAX_REVISION", "DamagedError", "head_size", "name_of", "pack", "unpack"]
+
+MAX_KEY, MAX_REVISION = 65535, 255  # bytes
+
+_MAGIC = b"\x89OWF"
+_FORMAT = 1
+_FIXED = struct.Struct("<4sBBHQ")  # magic, format, length of the revision, of the key, of the data
+_CHECKSUM = 16
+_BODY = _FIXED.size + _CHECKSUM
+
+
+class DamagedError(Exception):
+    """It is no file of this key. The text is the end of a sentence that begins with the file."""
+
+
+def name_of(key: str) -> str:
+    """The name of the file of *key*, 64 hexadecimal digits; the first two name its folder. Frozen: never change it."""
+    return hashlib.blake2b(key.encode(), digest_size=32).hexdigest()
+
+
+def pack(key: str, revision: bytes, size: int) -> bytes:
+    """Return the head of a file with *size* bytes of data."""
+    encoded = key.encode()
+    fixed = _FIXED.pack(_MAGIC, _FORMAT, len(revision), len(encoded), size)
+    return fixed + _checksum(fixed, revision + encoded) + revision + encoded
+
+
+def head_size(start: bytes) -> int:
+    """How many bytes the head has that begins with *start*, as far as that can be told before it is verified."""
+    if len(start) < _BODY:
+        return _BODY
+    _, _, revision, key, _ = _FIXED.unpack_from(start)
+    return _BODY + int(revision) + int(key)
+
+
+def unpack(start: bytes, total: int, key: str) -> tuple[bytes, int]:
+    """Return the revision, and where the data begins, of a file of *total* bytes that begins with *start*.
+
+    Raises:
+        DamagedError: it is not whole, or of another key.
+    """
+    if len(start) < _BODY or not start.startswith(_MAGIC):
+        raise DamagedError("is no file of this store, or torn")
+    _, version, revision_size, _, size = _FIXED.unpack_from(start)
+    if version > _FORMAT:
+        raise DamagedError(f"has format {version}, newer than {_FORMAT}: upgrade overwinter")
+    begin = head_size(start)
+    names = start[_BODY:begin]
+    if version < 1 or _checksum(start[: _FIXED.size], names) != start[_FIXED.size : _BODY]:
+        raise DamagedError("is damaged")
+    if total != begin + size:
+        raise DamagedError(f"is torn: it has {total} bytes and should have {begin + size}")
+    if names[revision_size:] != key.encode():
+        raise DamagedError("holds another key")
+    return names[:revision_size], begin
+
+
+def _checksum(fixed: bytes, names: bytes) -> bytes:
+    return hashlib.blake2b(fixed + names, digest_size=_CHECKSUM).digest()

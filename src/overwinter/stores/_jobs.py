@@ -1,0 +1,254 @@
+"""Jobs for a store's threads, and the loop's side of them: who waits for an answer, and for how long.
+
+This file knows futures and deadlines. It does not know how the threads share the work: see ``_lane.py`` for one
+thread that takes all that waits, ``_crew.py`` for several that keep out of each other's way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from ..errors import OutcomeUnknownError, OverwinterError, RevisionConflictError, StoreUnavailableError
+from .base import Expect, Revision
+
+__all__ = ["MAX_BYTES", "MAX_ROWS", "Desk", "Job", "Worker", "conflict", "take"]
+
+_log = logging.getLogger("overwinter")
+
+MAX_ROWS = 256
+MAX_BYTES = 8 * 1024 * 1024
+_LOOK_AHEAD = 4 * MAX_ROWS  # how many jobs of keys that are taken already are looked over for one that is not
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One call and, later, its answer."""
+
+    verb: Literal["get", "head", "put", "delete"]
+    key: str
+    future: asyncio.Future[Any]
+    data: bytes = b""
+    revision: Revision = b""
+    expected: Revision | Expect = Expect.ANY
+    sent: float = field(default_factory=time.monotonic)
+    value: Any = None
+    error: Exception | None = None
+    answered: bool = False
+
+    @property
+    def reads(self) -> bool:
+        return self.verb in ("get", "head")
+
+    def answer(self, value: Any = None) -> None:
+        self.value, self.answered = value, True
+
+    def refuse(self, error: Exception) -> None:
+        self.error, self.answered = error, True
+
+
+def conflict(job: Job) -> RevisionConflictError:
+    found = "something is stored" if job.expected is Expect.ABSENT else "another revision, or nothing, is stored"
+    return RevisionConflictError(f"not stored: {found} under key {job.key!r}; read it again before you write")
+
+
+class Worker(Protocol):
+    """What a desk's threads drive. All of it runs in them."""
+
+    def start(self) -> None:
+        """Get ready; an exception is what ``Desk.open`` raises."""
+        ...
+
+    def work(self, batch: list[Job]) -> None:
+        """Answer or refuse every job."""
+        ...
+
+    def rest(self) -> None:
+        """Do what can wait until the answers are out."""
+        ...
+
+    def stop(self) -> None:
+        """Let go of everything. Called once, after a start that failed too."""
+        ...
+
+
+class Desk(ABC):
+    """Takes jobs in one event loop, hands them to daemon threads and tells their outcomes."""
+
+    def __init__(self, worker: Worker, *, patience: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._worker = worker
+        self._patience = patience
+        self._gathered: list[Job] = []
+        self._pending: dict[Job, None] = {}
+        self._watch: asyncio.TimerHandle | None = None
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._threads: list[threading.Thread] = []
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Start a thread that calls ``_start_worker`` first."""
+
+    @abstractmethod
+    def _hand_over(self, jobs: list[Job]) -> None:
+        """Give the threads what was gathered in one pass of the loop."""
+
+    @abstractmethod
+    def _dismiss(self) -> None:
+        """Tell the threads to do what they have and end; the last one calls ``_stop_worker``. Idempotent."""
+
+    async def open(self) -> None:
+        """Start the worker; on a failure or a cancellation nothing is left behind."""
+        self._begin()
+        try:
+            await asyncio.shield(self._ready)
+        except BaseException:
+            self.abandon()
+            if self._ready.done() and not self._ready.cancelled():
+                await self.join(self._patience)  # the start failed: the thread is on its way out
+            raise
+
+    def send(self, job: Job) -> None:
+        """Queue a job. Those of one pass of the loop travel together, so that they can share a commit."""
+        if not self._gathered:
+            self._loop.call_soon(self._flush)
+        self._gathered.append(job)
+        self._pending[job] = None
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._patience, self._look_at_the_clock)
+
+    def abandon(self) -> None:
+        """Have what is queued done, and the threads end. Needs no loop and doesn't wait; idempotent."""
+        self._flush()
+        self._dismiss()
+
+    async def join(self, limit: float) -> None:
+        """Wait for the threads to end; past *limit* seconds answer for them and leave them to their daemonhood."""
+        await asyncio.wait([self._ended], timeout=limit)
+        if self._ended.done():
+            for thread in self._threads:
+                thread.join()  # to say so was the last act of the last of them
+        self._give_up(list(self._pending), "did not end in time")
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    # ------------------------------------------------------------ in the loop
+
+    def _flush(self) -> None:
+        if self._gathered:
+            gathered, self._gathered = self._gathered, []
+            self._hand_over(gathered)
+
+    def _settle(self, batch: list[Job]) -> None:
+        for job in batch:
+            self._pending.pop(job, None)
+            if job.future.done():  # its caller was cancelled, or was told that the disk does not answer
+                continue
+            if job.error is not None:
+                job.future.set_exception(job.error)
+            else:
+                job.future.set_result(job.value)
+
+    def _look_at_the_clock(self) -> None:
+        self._watch = None
+        now = time.monotonic()
+        late: list[Job] = []
+        for job in self._pending:  # oldest first
+            if job.sent + self._patience > now:
+                self._watch = self._loop.call_later(job.sent + self._patience - now, self._look_at_the_clock)
+                break
+            late.append(job)
+        self._give_up(late, f"did not answer within {self._patience:g} s")
+
+    def _give_up(self, jobs: Iterable[Job], what: str) -> None:
+        for job in jobs:
+            if not job.answered:
+                kind = StoreUnavailableError if job.reads else OutcomeUnknownError
+                job.refuse(kind(f"the disk under the store {what}; key {job.key!r}: see whether it hangs"))
+        self._settle(list(jobs))
+
+    def _resolve(self, future: asyncio.Future[None], error: Exception | None) -> None:
+        if not future.done():
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+                future.exception()  # seen: a cancelled open() has nobody left to look at it
+
+    # ------------------------------------------------------------ in the threads
+
+    def _start_worker(self) -> bool:
+        try:
+            self._worker.start()
+        except Exception as error:  # noqa: BLE001  # whatever it is, open() raises it
+            self._worker.stop()
+            self._tell(self._resolve, self._ready, error)
+            self._tell(self._resolve, self._ended, None)
+            return False
+        self._tell(self._resolve, self._ready, None)
+        return True
+
+    def _stop_worker(self) -> None:
+        self._worker.stop()
+        self._tell(self._resolve, self._ended, None)
+
+    def _work(self, batch: list[Job]) -> None:
+        try:
+            self._worker.work(batch)
+        except Exception as error:  # noqa: BLE001  # our bug: its callers get it, the thread lives on for others
+            _blame(batch, error)
+        answered = [job for job in batch if job.answered]
+        if answered:
+            self._tell(self._settle, answered)
+
+    def _rest(self) -> None:
+        try:
+            self._worker.rest()
+        except Exception:  # noqa: BLE001  # our bug; a dead thread would leave every later caller waiting
+            _log.exception("overwinter: a store's thread failed between two batches")
+
+    def _tell(self, callback: Callable[..., object], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            return  # the loop is closed: nobody is left who could wait for an answer
+
+
+def take(waiting: list[Job]) -> list[Job]:
+    """Remove a batch from *waiting*: in order, each key once, not too much."""
+    batch: list[Job] = []
+    later: list[Job] = []
+    keys: set[str] = set()
+    size = seen = 0
+    for job in waiting:
+        if len(batch) == MAX_ROWS or seen == _LOOK_AHEAD or (batch and size + len(job.data) > MAX_BYTES):
+            break
+        seen += 1
+        if job.key in keys:
+            later.append(job)
+            continue
+        keys.add(job.key)
+        batch.append(job)
+        size += len(job.data)
+    waiting[:seen] = later
+    return batch
+
+
+def _blame(batch: list[Job], error: Exception) -> None:
+    for job in batch:
+        if not job.answered:
+            if isinstance(error, OverwinterError):
+                job.refuse(type(error)(*error.args))
+                continue
+            what = f"the store failed in a way it does not know ({type(error).__name__})"
+            unknown = OutcomeUnknownError(f"{what}; key {job.key!r}: please report this")
+            unknown.__cause__ = error
+            job.refuse(unknown)

@@ -1,0 +1,159 @@
+"""What the stores on a local disk have in common: a path, claims that other processes see, and threads for the work.
+
+This file knows the store protocol and hands jobs on. It does not know what is at the path, nor how it is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import warnings
+from abc import abstractmethod
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidKeyError, StoreError, StoreUnavailableError, UsageError
+from ._claims import Claims
+from ._jobs import Desk, Job
+from .base import Expect, Revision, Store, Stored, T
+
+__all__ = ["LocalStore"]
+
+
+class LocalStore(Store):
+    """The store protocol as jobs for threads."""
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float) -> None:
+        kind, name = type(self).__name__, os.fspath(path)
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # a PathLike of bytes, or bytes
+            raise TypeError(f"the path of a {kind} must be a str or a path, not {type(name).__name__}")
+        if name == ":memory:" or not name:
+            raise UsageError(f"a {kind} needs a path: use MemoryStore() for a store that forgets")
+        if "\0" in name:
+            raise UsageError(f"the path of a {kind} holds a NUL character, which no file's name can")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be more than 0 seconds, not {timeout!r}")
+        # What is above it may be reached through symlinks, the last part may not; and two ways to it share its locks.
+        last = Path(os.path.normpath(name))
+        self.path = str(last.parent.resolve() / last.name)
+        self.timeout = timeout
+        self._desks: list[Desk] = []
+        self._owned: Claims | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r})"
+
+    @property
+    def _patience(self) -> float:
+        """Seconds after which a disk that doesn't answer is not waited for any more."""
+        return 3 * self.timeout
+
+    @abstractmethod
+    def _desk(self, job: Job) -> Desk:
+        """Who does this job."""
+
+    @abstractmethod
+    def _prefix(self) -> str:
+        """What the names of lock files begin with."""
+
+    async def _open(self, *desks: Desk) -> None:
+        """Open them in this order; close() ends them in the opposite one."""
+        opened: list[Desk] = []
+        try:
+            for desk in desks:
+                await desk.open()
+                opened.insert(0, desk)
+        except BaseException:
+            await self._end(opened)
+            raise
+        self._desks = opened
+        self._owned = Claims(self._prefix(), self.path)
+
+    async def close(self) -> None:
+        """Do what was begun, then let go. A later ``async with`` opens it again."""
+        desks, self._desks = self._desks, []
+        owned, self._owned = self._owned, None
+        if self._pid != os.getpid():
+            return  # in a forked child there are no threads, and the locks are the parent's
+        try:
+            await self._end(desks)
+        finally:
+            if owned is not None:
+                owned.clear()
+
+    async def _end(self, desks: list[Desk]) -> None:
+        async with contextlib.AsyncExitStack() as stack:  # each gets its turn, even if we are cancelled meanwhile
+            for desk in reversed(desks):
+                stack.push_async_callback(desk.join, self._patience)
+                stack.callback(desk.abandon)
+
+    def __del__(self) -> None:
+        desks = getattr(self, "_desks", [])
+        if desks and self._pid == os.getpid():
+            if not sys.is_finalizing():  # then the threads are gone, perhaps with a lock that abandon() would wait for
+                for desk in desks:
+                    desk.abandon()
+            message = f"{self!r} was not closed: use it in `async with store:`"
+            warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
+
+    # ------------------------------------------------------------ the three verbs
+
+    async def in_time(self, operation: Awaitable[T], late: type[StoreError] = StoreUnavailableError) -> T:
+        return await operation  # every call here has its own deadline, and knows better what became of it
+
+    async def get(self, key: str) -> Stored | None:
+        stored: Stored | None = await self._send(Job("get", key, self._future(key)))
+        return stored
+
+    async def head(self, key: str) -> Revision | None:
+        """Return the revision under *key*, as of now: every put of any process that returned before is seen."""
+        revision: Revision | None = await self._send(Job("head", key, self._future(key)))
+        return revision
+
+    async def put(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> None:
+        await self.submit(key, data, revision=revision, expected=expected)
+
+    async def delete(self, key: str, *, expected: Revision | Expect) -> None:
+        await self._send(Job("delete", key, self._future(key), expected=expected))
+
+    def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
+        """Begin a put and return a bare future, no task, that carries its outcome."""
+        if expected is Expect.ANY:
+            raise UsageError(
+                f"a put of key {key!r} expects a revision or Expect.ABSENT: Expect.ANY is only for deleting"
+            )
+        return self._send(Job("put", key, self._future(key), bytes(data), bytes(revision), expected))
+
+    def _future(self, key: str) -> asyncio.Future[Any]:
+        self._check_open()
+        if not key.isascii():
+            try:
+                key.encode()
+            except UnicodeEncodeError:
+                raise InvalidKeyError("a key holds a lone surrogate: decode it as UTF-8 at its source") from None
+        return asyncio.get_running_loop().create_future()
+
+    def _send(self, job: Job) -> asyncio.Future[Any]:
+        self._desk(job).send(job)
+        return job.future
+
+    # ------------------------------------------------------------ one owner
+
+    async def claim(self, name: str, *, shared: bool, wait: float) -> None:
+        """Own the agents called *name* here: nobody else does, in no process, unless all are *shared*."""
+        self._check_open()
+        await super().claim(name, shared=shared, wait=wait)
+        assert self._owned is not None
+        try:
+            await self._owned.add(name, shared=shared, wait=wait)
+        except BaseException:
+            await super().release(name)
+            raise
+
+    async def release(self, name: str) -> None:
+        if self._owned is not None:
+            self._owned.remove(name)
+        await super().release(name)

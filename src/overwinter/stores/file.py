@@ -1,0 +1,101 @@
+"""One file per agent in a folder on a local disk: a store without a database.
+
+This file knows which threads do the work. It does not know the store protocol (``_local.py``), the order of system
+calls (``_file_writer.py``, ``_file_reader.py``), folders and locks (``_file_folder.py``), what is in a file
+(``_file_frame.py``) or how threads share the work (``_crew.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from ..errors import InvalidKeyError, UsageError
+from ._crew import Crew
+from ._file_folder import Folder
+from ._file_frame import MAX_KEY, MAX_REVISION, name_of
+from ._file_layer import Files
+from ._file_reader import FileReader
+from ._file_writer import FileWriter
+from ._jobs import Desk, Job
+from ._local import LocalStore
+from .base import Durability, Expect, Revision
+
+__all__ = ["FileStore"]
+
+_WRITERS = 8  # a disk does two to three times as many flushes at once as one by one; more threads add little
+_READERS = 2  # what is in the page cache costs only the interpreter's time, of which two threads have no more than one
+
+
+class FileStore(LocalStore):
+    """Keep each record in a file of its own, in one of 256 folders in *folder*.
+
+    *timeout* is how many seconds a call waits for other processes (then ``StoreUnavailableError``: not stored).
+    A disk that hasn't answered after three times as long is an ``OutcomeUnknownError`` to a write.
+
+    Promises:
+
+    * A put that returned survives a power loss, if the disk keeps its word about fsync: the record is written to a new
+      file and flushed, which then replaces the old one, and the folder is flushed. Nobody sees half of it.
+    * Nothing blocks the event loop: up to eight threads write, each in another of the folders, and two read.
+    * Compare and write are one step, between threads and processes, by flocks that the kernel ends with their process.
+      What a killed process left unfinished is finished, or removed, before anybody reads it.
+    * Several processes on one machine may use one folder. Each agent name has one owner unless the managers are
+      ``shared=True``.
+    * Any key makes a good file name: its hash. The key is in the file and compared; a file that is damaged, torn, or
+      of another key is a ``CorruptRecordError``, and never absent.
+    * Folders and files are created for their owner only; symlinks and what belongs to other users is refused.
+    * Cancelling a caller is safe: what it began happens or doesn't, whole.
+
+    Caveats:
+
+    * Local disks only. NFS, SMB, FUSE and their like are refused. *allow_network* is for one machine alone on a server
+      that can be trusted; the store then declares ``Durability.PROCESS``, since what is beyond is the server's word.
+    * Two flushes for each put, shared only by puts that wait for one folder: ``SQLiteStore`` is several times as fast
+      under load.
+    * Opening it lists the names of all files, to remove what killed writers left: about a second for a million.
+    * Never delete the lock files in use. Copying the folder while it is in use gives each record whole, but not all
+      of one moment.
+    * After a fork the child must make a store of its own.
+    """
+
+    durability = Durability.HOST
+
+    _files = Files()
+
+    def __init__(self, folder: str | os.PathLike[str], *, timeout: float = 10.0, allow_network: bool = False) -> None:
+        super().__init__(folder, timeout=timeout)
+        self._allow_network = allow_network
+        if allow_network:
+            self.durability = Durability.PROCESS
+
+    async def open(self) -> None:
+        folder = Folder(self.path, self.timeout, self._files, allow_network=self._allow_network)
+        writer = FileWriter(folder, self._files, self.timeout)
+        reader = FileReader(folder, self._files, self.timeout)
+        await self._open(
+            Crew("overwinter-files-writer", writer, _shard_of, threads=_WRITERS, patience=self._patience),
+            Crew("overwinter-files-reader", reader, _reader_of, threads=_READERS, patience=self._patience),
+        )
+
+    def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
+        if len(key) > MAX_KEY // 4 and len(key.encode(errors="replace")) > MAX_KEY:
+            raise InvalidKeyError(f"a key has more than {MAX_KEY} bytes: use a hash or a shorter id")
+        if len(revision) > MAX_REVISION:
+            raise UsageError(f"the revision of key {key!r} has more than {MAX_REVISION} bytes: use 16 random ones")
+        return super().submit(key, data, revision=revision, expected=expected)
+
+    def _desk(self, job: Job) -> Desk:
+        reader, writer = self._desks
+        return reader if job.reads else writer
+
+    def _prefix(self) -> str:
+        return f"{self.path}/"
+
+
+def _shard_of(key: str) -> str:
+    return name_of(key)[:2]
+
+
+def _reader_of(key: str) -> str:
+    return str(hash(key) % _READERS)

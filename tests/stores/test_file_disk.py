@@ -1,0 +1,461 @@
+"""A FileStore on a disk that fails or loses power: which outcomes are definite, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from overwinter.errors import CorruptRecordError, OutcomeUnknownError, RevisionConflictError, StoreUnavailableError
+from overwinter.stores import Expect, FileStore, Stored
+from overwinter.stores._file_frame import name_of
+from overwinter.stores._file_layer import Files
+from overwinter.stores._file_reader import load
+
+
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    return in_memory
+
+
+def new() -> bytes:
+    return os.urandom(16)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def create(store, key: str, data: bytes = b"x") -> bytes:
+    revision = new()
+    await store.put(key, data, revision=revision, expected=Expect.ABSENT)
+    return revision
+
+
+async def change(store, verb: str, revision: bytes, expected: bytes) -> None:
+    if verb == "put":
+        await store.put("key", b"new", revision=revision, expected=expected)
+    else:
+        await store.delete("key", expected=expected)
+
+
+def leftovers(store: FileStore) -> list[Path]:
+    return list(Path(store.path).glob("??/*.tmp"))
+
+
+def target(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
+
+
+# ---------------------------------------------------------------- calls that fail
+
+
+class Failing(Files):
+    """Fails at one kind of step, so often, before or after it was done."""
+
+    def __init__(self) -> None:
+        self.step, self.number, self.times, self.done = "", 0, 0, False
+        self.hits = 0
+
+    def fail(self, step: str, number: int, *, times: int = 10**6, done: bool = False) -> None:
+        self.step, self.number, self.times, self.done, self.hits = step, number, times, done, 0
+
+    def heal(self) -> None:
+        self.step = ""
+
+    def _do(self, step, action, *arguments):
+        if step != self.step or self.hits == self.times:
+            return action(*arguments)
+        self.hits += 1
+        if self.done:
+            action(*arguments)
+        if step.startswith("fsync"):
+            os.set_inheritable(arguments[0], True)  # a mark, which ends with the descriptor
+        raise OSError(self.number, os.strerror(self.number))
+
+    def create(self, name, folder):
+        return self._do("create", super().create, name, folder)
+
+    def open(self, name, folder):
+        return self._do("open", super().open, name, folder)
+
+    def write(self, descriptor, data):
+        return self._do("write", super().write, descriptor, data)
+
+    def read(self, descriptor, size, offset):
+        return self._do("read", super().read, descriptor, size, offset)
+
+    def fsync(self, descriptor):
+        assert not os.get_inheritable(descriptor), "a descriptor whose fsync failed was flushed again"
+        path = target(descriptor)
+        self._do("fsync folder" if path.is_dir() else "fsync file", super().fsync, descriptor)
+
+    def close(self, descriptor):
+        kind = "close written" if target(descriptor).name.endswith(".tmp") else "close"
+        super().close(descriptor)
+        self._do(kind, lambda: None)
+
+    def rename(self, old, new, folder):
+        self._do("rename", super().rename, old, new, folder)
+
+    def unlink(self, name, folder):
+        self._do("unlink temporary" if name.endswith(".tmp") else "unlink", super().unlink, name, folder)
+
+    def stamp(self, descriptor, nanoseconds):
+        self._do("mark" if nanoseconds else "unmark", super().stamp, descriptor, nanoseconds)
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    disk = Failing()
+    monkeypatch.setattr(FileStore, "_files", disk)
+    return disk
+
+
+ERRNOS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EACCES]
+BEFORE = ["open", "read", "mark", "create", "write", "fsync file", "close written"]
+
+
+@pytest.mark.parametrize("step", BEFORE)
+async def test_a_put_that_fails_before_the_rename_is_not_stored(tmp_path, disk, step):
+    async with FileStore(tmp_path / "s") as store:
+        base, data = await create(store, "key", b"old"), b"old"
+        await store.get("key")
+        descriptors = open_files()
+        for number, times in itertools.product(ERRNOS, (1, 10**6)):
+            os.utime(Path(store.path, name_of("key")[:2], "lock"), (0, 0))  # so that there is a flag to be set
+            disk.fail(step, number, times=times)
+            with pytest.raises(StoreUnavailableError, match=r"key 'key'") as caught:
+                await store.put("key", b"new", revision=new(), expected=base)
+            assert os.strerror(number) in str(caught.value)
+            assert disk.hits
+            disk.heal()
+            assert leftovers(store) == []
+            assert await store.get("key") == Stored(data, base)
+            revision, data = new(), os.urandom(9)
+            await store.put("key", data, revision=revision, expected=base)
+            assert await store.get("key") == Stored(data, revision)
+            base = revision
+        assert open_files() <= descriptors
+
+
+@pytest.mark.parametrize("done", [False, True])
+async def test_a_flush_of_the_folder_that_fails_is_unknown(tmp_path, disk, done):
+    async with FileStore(tmp_path / "s") as store:
+        for number in ERRNOS:
+            first, second, third = await create(store, "key", b"old"), new(), new()
+            disk.fail("fsync folder", number, done=done)
+            with pytest.raises(OutcomeUnknownError, match=r"may have happened.*key 'key'"):
+                await store.put("key", b"new", revision=second, expected=first)
+            with pytest.raises(StoreUnavailableError):
+                await store.get("key")  # not durable: it can't be told
+            disk.heal()
+            with pytest.raises(RevisionConflictError):  # as a manager does it: the put once more
+                await store.put("key", b"new", revision=third, expected=first)
+            assert await store.get("key") == Stored(b"new", second)
+            await store.put("key", b"newer", revision=third, expected=second)
+            disk.fail("fsync folder", number, done=done)
+            with pytest.raises(OutcomeUnknownError):
+                await store.delete("key", expected=third)
+            disk.heal()
+            assert await store.get("key") is None
+            await store.delete("key", expected=third)
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("verb", ["put", "delete"])
+async def test_an_io_error_of_the_decisive_step_is_unknown(tmp_path, disk, verb, done):
+    async with FileStore(tmp_path / "s") as store:
+        first, second = await create(store, "key", b"old"), new()
+        disk.fail("rename" if verb == "put" else "unlink", errno.EIO, done=done)
+        with pytest.raises(OutcomeUnknownError):
+            await change(store, verb, second, first)
+        disk.fail("fsync folder", errno.EIO)
+        with pytest.raises(StoreUnavailableError):
+            await store.get("key")  # whatever is seen now must be flushed first
+        disk.heal()
+        happened = Stored(b"new", second) if verb == "put" else None
+        assert await store.get("key") == (happened if done else Stored(b"old", first))
+        assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("verb", ["put", "delete"])
+async def test_a_decisive_step_that_is_refused_did_not_happen(tmp_path, disk, verb):
+    async with FileStore(tmp_path / "s") as store:
+        first = await create(store, "key", b"old")
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            disk.fail("rename" if verb == "put" else "unlink", number)
+            with pytest.raises(StoreUnavailableError):
+                await change(store, verb, new(), first)
+            disk.heal()
+            assert await store.get("key") == Stored(b"old", first)
+            assert leftovers(store) == []
+
+
+def full(descriptor, data):
+    raise OSError(errno.ENOSPC, "full")
+
+
+async def test_what_could_not_be_removed_is_removed_by_the_next(tmp_path, disk):
+    async with FileStore(tmp_path / "s") as store:
+        first = await create(store, "key", b"old")
+        disk.fail("unlink temporary", errno.EIO)
+        disk.write = full
+        with pytest.raises(StoreUnavailableError, match="disk is full"):
+            await store.put("key", b"new", revision=new(), expected=first)
+        assert len(leftovers(store)) == 1
+        disk.heal()
+        assert await store.get("key") == Stored(b"old", first)
+        assert leftovers(store) == []
+
+
+async def test_one_of_a_batch_fails_alone(tmp_path, disk, monkeypatch):
+    first = name_of("key 0")[:2]
+    keys = list(itertools.islice((f"key {n}" for n in range(10**6) if name_of(f"key {n}")[:2] == first), 6))
+    async with FileStore(tmp_path / "s") as store:
+        disk.fail("fsync file", errno.EIO, times=1)
+        futures = [store.submit(key, b"x", revision=new(), expected=Expect.ABSENT) for key in keys]
+        outcomes = await asyncio.gather(*futures, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] + [type(None)] * 5
+        assert [await store.get(key) is not None for key in keys] == [False] + [True] * 5
+
+
+async def test_a_flag_that_stays_costs_a_flush_and_nothing_else(tmp_path, disk):
+    async with FileStore(tmp_path / "s") as store:
+        revision = await create(store, "key")
+        disk.fail("unmark", errno.EIO)
+    assert disk.hits == 1
+    disk.heal()
+    async with FileStore(tmp_path / "s") as store:
+        assert await store.head("key") == revision
+
+
+async def test_short_writes_and_reads_are_gone_on_with(tmp_path, disk):
+    disk.write = lambda descriptor, data: os.write(descriptor, data[:1000])
+    disk.read = lambda descriptor, size, offset: os.pread(descriptor, size if size == 8192 else min(size, 999), offset)
+    async with FileStore(tmp_path / "s") as store:
+        for size in (5000, 100_000):
+            data = os.urandom(size)
+            revision = await create(store, f"key {size}", data)
+            assert await store.get(f"key {size}") == Stored(data, revision)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+@pytest.mark.parametrize("step", ["open", "create", "write", "fsync file", "fsync folder", "rename"])
+async def test_an_open_that_fails_leaves_nothing_open_and_can_be_repeated(tmp_path, disk, step, number):
+    descriptors, threads = open_files(), threading.active_count()
+    disk.fail(step, number)
+    with pytest.raises(StoreUnavailableError, match=os.strerror(number)):
+        await FileStore(tmp_path / "s").__aenter__()
+    assert (open_files(), threading.active_count()) == (descriptors, threads)
+    disk.heal()
+    async with FileStore(tmp_path / "s") as store:
+        await create(store, "key")
+
+
+async def test_a_disk_that_hangs_is_unknown_to_a_put_and_unavailable_to_a_get(tmp_path, disk):
+    stuck = threading.Event()
+    async with FileStore(tmp_path / "s", timeout=0.05) as store:
+        disk.open = lambda name, folder: (stuck.wait(20), Files.open(disk, name, folder))[1]
+        put = asyncio.ensure_future(create(store, "key"))
+        with pytest.raises(StoreUnavailableError, match="did not answer"):
+            await store.get("another key")
+        with pytest.raises(OutcomeUnknownError, match="did not answer"):
+            await put
+        stuck.set()
+
+
+# ---------------------------------------------------------------- power
+
+
+LIVES = [f"key {number}" for number in range(4)]
+
+
+class Recording(Files):
+    """Does what it is told, and notes it in an order in which it may have happened. All wait before each flush."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple] = []
+        self.meeting = threading.Barrier(1)
+
+    def create(self, name, folder):
+        descriptor = super().create(name, folder)
+        self.log.append(("create", target(folder).name, name))
+        return descriptor
+
+    def write(self, descriptor, data):
+        self.log.append(("write", target(descriptor).name, bytes(data)))
+        return super().write(descriptor, data)
+
+    def fsync(self, descriptor):
+        path = target(descriptor)
+        self.meeting.wait(20)
+        super().fsync(descriptor)
+        self.log.append(("flush folder" if path.is_dir() else "flush", path.name))
+
+    def rename(self, old, new, folder):
+        self.log.append(("rename", target(folder).name, old, new))
+        super().rename(old, new, folder)
+
+    def unlink(self, name, folder):
+        self.log.append(("unlink", target(folder).name, name))
+        super().unlink(name, folder)
+
+
+class NeverFlushesFiles(Recording):
+    def fsync(self, descriptor):
+        if target(descriptor).is_dir():
+            super().fsync(descriptor)
+
+
+class NeverFlushesFolders(Recording):
+    def fsync(self, descriptor):
+        if not target(descriptor).is_dir():
+            super().fsync(descriptor)
+
+
+class FlushesTooLate(Recording):
+    def rename(self, old, new, folder):
+        super().rename(old, new, folder)
+        flushed = max(n for n, entry in enumerate(self.log) if entry == ("flush", old))
+        self.log.append(self.log.pop(flushed))
+
+
+def disks(log: list[tuple]) -> Iterator[dict[str, dict[str, bytes]]]:
+    """Every state in which a disk may be that lost its power: what was not flushed is there, or not, or torn."""
+    content: dict[str, bytes] = {}
+    flushed: set[str] = set()
+    kept: dict[str, dict[str, str]] = {}  # folder -> name -> the name under which the file was created
+    waiting: dict[str, list[tuple]] = {}
+    for step, *rest in log:
+        if step == "create":
+            content[rest[1]] = b""
+            waiting.setdefault(rest[0], []).append(("link", rest[1], rest[1]))
+        elif step == "write":
+            content[rest[0]] += rest[1]
+        elif step == "flush":
+            flushed.add(rest[0])
+        elif step == "rename":
+            waiting[rest[0]].append(("move", rest[1], rest[2]))
+        elif step == "unlink":
+            waiting.setdefault(rest[0], []).append(("gone", rest[1], None))
+        elif step == "flush folder":
+            apply(kept.setdefault(rest[0], {}), waiting.pop(rest[0], []))
+    choices = [
+        [(folder, chosen) for size in range(len(steps) + 1) for chosen in itertools.combinations(steps, size)]
+        for folder, steps in waiting.items()
+    ]
+    for choice in itertools.product(*choices):
+        names = {folder: dict(entries) for folder, entries in kept.items()}
+        for folder, steps in choice:
+            apply(names.setdefault(folder, {}), steps)
+        seen = {inode for entries in names.values() for inode in entries.values()} - flushed
+        for cut in (None, 0, 1, 2) if seen else (None,):
+            yield {
+                folder: {
+                    name: content[inode] if inode in flushed or cut is None else content[inode][: cut * 20]
+                    for name, inode in entries.items()
+                }
+                for folder, entries in names.items()
+            }
+
+
+def apply(entries: dict[str, str], steps) -> None:
+    for kind, one, other in steps:
+        if kind == "link":
+            entries[one] = other
+        elif kind == "move":
+            entries[other] = entries.pop(one, one)  # the file may be kept under its new name alone
+        else:
+            entries.pop(one, None)
+
+
+class OnDisk(Files):
+    """Reads such a state."""
+
+    def __init__(self, state: dict[str, dict[str, bytes]]) -> None:
+        self.state = state
+        self.found = b""
+
+    def open(self, name, folder):
+        entries = self.state.get(name[:2], {})
+        if name not in entries:
+            raise FileNotFoundError
+        self.found = entries[name]
+        return -1
+
+    def stat(self, descriptor):
+        return SimpleNamespace(st_mode=stat.S_IFREG, st_uid=os.geteuid(), st_size=len(self.found))
+
+    def read(self, descriptor, size, offset):
+        return self.found[offset : offset + size]
+
+    def close(self, descriptor):
+        """Nothing."""
+
+
+async def year(path: Path, files: Recording) -> list[tuple]:
+    """Creates, changes and deletes, several at a time; ("ack", key, what it holds now) stands where it was told."""
+    store = FileStore(path)
+    store._files = files
+    async with store:
+        files.log.clear()
+        files.meeting = threading.Barrier(len(LIVES))  # so that each life has something unflushed at a time
+
+        async def life(key: str) -> None:
+            base: bytes | Expect = Expect.ABSENT
+            for _ in range(2):
+                for data in (b"first" * 3, b"second" * 40):
+                    revision = new()
+                    files.log.append(("try", key, Stored(data, revision)))
+                    await store.put(key, data, revision=revision, expected=base)
+                    files.log.append(("ack", key, Stored(data, revision)))
+                    base = revision
+                files.log.append(("try", key, None))
+                await store.delete(key, expected=base)
+                files.log.append(("ack", key, None))
+                base = Expect.ABSENT
+
+        await asyncio.gather(*map(life, LIVES))
+    return files.log
+
+
+def verdicts(log: list[tuple]) -> Iterator[str]:
+    """For every state and key: what is wrong there, or nothing."""
+    allowed: dict[str, list[Stored | None]] = {key: [None] for key in LIVES}
+    shard = SimpleNamespace(path="", descriptor=-1)
+    for end in range(1, len(log) + 1):
+        step, key, *what = log[end - 1]
+        if step == "try":
+            allowed[key].append(what[0])
+        elif step == "ack":
+            allowed[key] = [what[0]]
+        for state in disks([entry for entry in log[:end] if entry[0] not in ("try", "ack")]):
+            for key, outcomes in allowed.items():
+                try:
+                    found = load(OnDisk(state), shard, name_of(key), key, whole=True)
+                except CorruptRecordError:
+                    yield "torn"
+                else:
+                    yield "" if found in outcomes else "lost" if found is None else "old"
+
+
+def test_a_power_loss_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path):
+    found = list(verdicts(asyncio.run(year(tmp_path / "s", Recording()))))
+    assert set(found) == {""}
+    assert len(found) > 1000 * len(LIVES), "too few states"
+
+
+@pytest.mark.parametrize(
+    ("files", "sign"), [(NeverFlushesFiles, "torn"), (NeverFlushesFolders, "lost"), (FlushesTooLate, "torn")]
+)
+def test_a_store_that_does_not_flush_is_found_out(tmp_path, files, sign):
+    assert sign in verdicts(asyncio.run(year(tmp_path / "s", files())))
