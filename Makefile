@@ -57,7 +57,7 @@ $(VENV)/venv.stamp:
 # Pin anew, for every platform, after a change of pyproject.toml's dependencies.
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet
 constraints:
-	$(COMPILE) pyproject.toml --group build --group demo --group test --group lint -o constraints.txt
+	$(COMPILE) pyproject.toml --group build --group demo --group test --group servers --group lint -o constraints.txt
 	$(COMPILE) pyproject.toml --group build --group demo -c constraints.txt -o demo/requirements.txt
 
 clean:

@@ -1,12 +1,14 @@
-"""Async tests run under ``asyncio.run`` in debug-free mode, one fresh loop each; nothing may outlive its test."""
+"""Async tests run under ``asyncio.run``, one fresh loop each; nothing but servers may outlive its test."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from servers import Postgres, Redis, Server, Valkey
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -23,3 +25,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     asyncio.run(bounded())
     return True
+
+
+def _shared(kind: Callable[[], Server]) -> Any:
+    @pytest.fixture(scope="session")
+    def server() -> Iterator[Server]:
+        with kind() as running:
+            yield running
+
+    return server
+
+
+# Started by the first test that asks; for tests that leave them running. Whoever kills a server makes one of his own.
+valkey = _shared(Valkey)
+redis = _shared(Redis)
+postgres = _shared(Postgres)

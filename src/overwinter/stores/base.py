@@ -9,7 +9,7 @@ import asyncio
 import enum
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from typing import Self, TypeAlias, TypeVar
 
@@ -74,6 +74,9 @@ class Store(ABC):
     timeout: float = 30.0
     """Seconds after which a call gives up."""
 
+    network: bool = False
+    """Whether other machines may use the same data: then owners meet only at the conditions of their puts."""
+
     _leases: int = 0
     _opening: asyncio.Lock | None = None
     _loop: asyncio.AbstractEventLoop | None = None
@@ -105,6 +108,24 @@ class Store(ABC):
         """Return the revision under *key* without its data. Override it where that is cheaper than a ``get``."""
         stored = await self.get(key)
         return None if stored is None else stored.revision
+
+    def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """Yield the keys that begin with *prefix*, each once, in no order.
+
+        What is there from the first step to the last is yielded; what comes or goes meanwhile may be. Reads in pages:
+        memory doesn't grow with the number of keys. Leaving early is safe.
+
+        Raises:
+            UsageError: this store can't list its keys.
+        """
+        raise UsageError(f"a {type(self).__name__} can't list its keys: it has no keys() of its own")
+
+    async def count(self, prefix: str = "") -> int:
+        """Return how many keys begin with *prefix*. Override it where that is cheaper than listing them."""
+        number = 0
+        async for _ in self.keys(prefix):
+            number += 1
+        return number
 
     def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
         """Begin a put that no caller's cancellation can touch; the future carries its outcome.
