@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 SELF := $(PIP) install --no-deps --no-build-isolation --editable .
 TYPED := $(wildcard src examples demo tests/typing/accepted.py) # rejected.py beside it is checked by a test
 
-.PHONY: demo test lint ruff mypy pyright constraints clean
+.PHONY: demo test soak lint ruff mypy pyright constraints clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one pip at a time in one environment
 
@@ -19,6 +19,10 @@ demo: $(VENV)/demo.stamp
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The same tests in sizes that take an hour or so.
+soak: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m soak
 
 lint: ruff mypy pyright
 

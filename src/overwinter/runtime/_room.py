@@ -55,6 +55,8 @@ class Room:
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.leave()
+            elif waiter in self._waiters:
+                self._waiters.remove(waiter)
             raise
         finally:
             timer.cancel()
@@ -70,7 +72,7 @@ class Room:
 
     def make(self) -> None:
         """Have as many idle agents leave as there are waiting, if there are so many."""
-        while self._leaving < sum(not waiter.done() for waiter in self._waiters) and self._evict():
+        while self._leaving < len(self._waiters) and self._evict():
             self._leaving += 1
 
     def left(self, _: object = None) -> None:
