@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import threading
 from pathlib import Path
 
 import pytest
+from storing import create, new, open_files
 
 from overwinter.errors import (
-    ClosedError,
     CorruptRecordError,
     InvalidKeyError,
     RevisionConflictError,
-    StoreInUseError,
     StoreUnavailableError,
     UsageError,
 )
@@ -29,22 +27,8 @@ def tmp_path(in_memory: Path) -> Path:
     return in_memory
 
 
-def new() -> bytes:
-    return os.urandom(16)
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
 def file_of(store: FileStore, key: str) -> Path:
     return Path(store.path, name_of(key)[:2], name_of(key))
-
-
-async def create(store, key: str, data: bytes = b"x") -> bytes:
-    revision = new()
-    await store.put(key, data, revision=revision, expected=Expect.ABSENT)
-    return revision
 
 
 def keys_of_one_folder(number: int) -> list[str]:
@@ -181,15 +165,6 @@ async def test_large_and_odd_records(tmp_path):
             assert await store.head(key) == revision
 
 
-async def test_bytes_like_data_is_copied(tmp_path):
-    async with FileStore(tmp_path / "s") as store:
-        revision, data = new(), bytearray(b"before")
-        put = store.submit("key", data, revision=revision, expected=Expect.ABSENT)
-        data[:] = b"after!"
-        await put
-        assert await store.get("key") == Stored(b"before", revision)
-
-
 async def test_misused_arguments(tmp_path):
     async with FileStore(tmp_path / "s") as store:
         with pytest.raises(UsageError, match="only for deleting"):
@@ -296,15 +271,6 @@ async def test_a_store_that_was_replaced_is_not_used(tmp_path):
 # ---------------------------------------------------------------- loops, threads, the end
 
 
-async def test_a_closed_store_says_so_and_opens_again(tmp_path):
-    store = FileStore(tmp_path / "s")
-    for _ in range(2):
-        with pytest.raises(ClosedError):
-            store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
-        async with store:
-            assert isinstance(await store.get("key"), Stored | None)
-
-
 async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
     threads, descriptors = threading.active_count(), open_files()
     async with FileStore(tmp_path / "s") as store:
@@ -314,15 +280,6 @@ async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
         assert threading.active_count() <= threads + 10
         assert open_files() - descriptors <= 2 + 2 * 10, "descriptors are held between two jobs"
     assert (threading.active_count(), open_files()) == (threads, descriptors)
-
-
-async def test_closing_does_what_was_begun(tmp_path):
-    async with FileStore(tmp_path / "s") as store:
-        futures = [store.submit(f"key {number}", b"x", revision=new(), expected=Expect.ABSENT) for number in range(300)]
-        get = asyncio.ensure_future(store.get("key 0"))
-        await asyncio.sleep(0)
-    assert all(future.done() and not future.exception() for future in futures)
-    assert get.done()
 
 
 async def test_a_cancelled_caller_does_not_take_its_batch_along(tmp_path, calls):
@@ -343,69 +300,4 @@ async def test_a_cancelled_caller_does_not_take_its_batch_along(tmp_path, calls)
     assert trouble == []
 
 
-def test_another_loop_is_refused(tmp_path):
-    store = FileStore(tmp_path / "s")
-
-    async def elsewhere():
-        with pytest.raises(UsageError, match="another event loop"):
-            await store.get("key")
-
-    async def main():
-        async with store:
-            await asyncio.to_thread(asyncio.run, elsewhere())
-            await create(store, "key")
-
-    asyncio.run(main())
-
-
-def test_a_loop_that_ended_before_the_store_harms_nobody(tmp_path):
-    async def main():
-        store = FileStore(tmp_path / "s")
-        await store.__aenter__()
-        for number in range(20):
-            store.submit(f"key {number}", b"x", revision=new(), expected=Expect.ABSENT)
-        await asyncio.sleep(0)
-        return store
-
-    threads = set(threading.enumerate())
-    store = asyncio.run(main())
-    with pytest.warns(ResourceWarning, match="was not closed"):  # noqa: PT031
-        del store
-        gc.collect()
-    for thread in set(threading.enumerate()) - threads:
-        thread.join(10)
-        assert not thread.is_alive()
-
-
-async def test_an_open_that_is_cancelled_leaves_nothing(tmp_path):
-    threads = set(threading.enumerate())
-    for passes in range(8):
-        store = FileStore(tmp_path / f"{passes}")
-        opening = asyncio.create_task(store.__aenter__())
-        for _ in range(passes):
-            await asyncio.sleep(0)
-        opening.cancel()
-        if isinstance((await asyncio.gather(opening, return_exceptions=True))[0], FileStore):
-            await store.__aexit__()
-        async with store:
-            await create(store, "key")
-    for thread in set(threading.enumerate()) - threads:
-        thread.join(10)
-        assert not thread.is_alive()
-
-
 # ---------------------------------------------------------------- claims
-
-
-async def test_a_claim_is_exclusive_in_a_process_too(tmp_path):
-    async with FileStore(tmp_path / "s") as one, FileStore(tmp_path / "s") as other:
-        await one.claim("agent", shared=False, wait=0)
-        with pytest.raises(StoreInUseError, match="share that manager"):
-            await one.claim("agent", shared=False, wait=0)
-        with pytest.raises(StoreInUseError, match=rf"'agent' on {one.path} .*process {os.getpid()} .*shared=True"):
-            await other.claim("agent", shared=True, wait=0)
-        await other.claim("another agent", shared=False, wait=0)
-        await one.release("agent")
-        await other.claim("agent", shared=False, wait=0)
-    async with FileStore(tmp_path / "s") as store:
-        await store.claim("agent", shared=True, wait=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from storing import create, new, open_files
 
 from overwinter.errors import CorruptRecordError, OutcomeUnknownError, RevisionConflictError, StoreUnavailableError
 from overwinter.stores import Expect, FileStore, Stored
@@ -24,20 +25,6 @@ from overwinter.stores._file_reader import load
 @pytest.fixture
 def tmp_path(in_memory: Path) -> Path:
     return in_memory
-
-
-def new() -> bytes:
-    return os.urandom(16)
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-async def create(store, key: str, data: bytes = b"x") -> bytes:
-    revision = new()
-    await store.put(key, data, revision=revision, expected=Expect.ABSENT)
-    return revision
 
 
 async def change(store, verb: str, revision: bytes, expected: bytes) -> None:

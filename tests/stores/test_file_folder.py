@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from storing import create, open_files
 
 from overwinter.errors import ClosedError, CorruptRecordError, StoreUnavailableError, UsageError
-from overwinter.stores import Durability, Expect, FileStore, _file_folder, from_url
+from overwinter.stores import Durability, FileStore, _file_folder, from_url
 from overwinter.stores._file_frame import name_of
 from overwinter.stores._file_layer import file_system, is_remote
 
@@ -20,20 +21,6 @@ from overwinter.stores._file_layer import file_system, is_remote
 @pytest.fixture
 def tmp_path(in_memory: Path) -> Path:
     return in_memory
-
-
-def new() -> bytes:
-    return os.urandom(16)
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-async def create(store, key: str, data: bytes = b"x") -> bytes:
-    revision = new()
-    await store.put(key, data, revision=revision, expected=Expect.ABSENT)
-    return revision
 
 
 async def refused(store, error, words) -> None:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import subprocess
 import sys
 
 import pytest
+from storing import new
 
 from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StoreInUseError, StoreUnavailableError
 from overwinter.stores import Expect, MemoryStore
 from overwinter.testing import FaultyStore, ManualClock, until
-
-
-def new() -> bytes:
-    return os.urandom(16)
-
 
 # ---------------------------------------------------------------- the clock
 

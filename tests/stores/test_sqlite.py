@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
-import socket
 import threading
-from pathlib import Path
 
 import pytest
+from storing import create, new, open_files, sqlite
 
 from overwinter.errors import (
-    ClosedError,
     InvalidKeyError,
     OutcomeUnknownError,
     RevisionConflictError,
@@ -20,34 +16,8 @@ from overwinter.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from overwinter.stores import Durability, Expect, MemoryStore, SQLiteStore, Stored, _sqlite_worker
+from overwinter.stores import Durability, Expect, MemoryStore, SQLiteStore, _sqlite_worker
 from overwinter.stores._jobs import MAX_BYTES, MAX_ROWS, Job, take
-
-
-def new() -> bytes:
-    return os.urandom(16)
-
-
-def sqlite(ask, path, script: str) -> str:
-    """Look at or change the file as another program does."""
-    code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
-    return ask(
-        code + "[print(*r) for s in sys.argv[2].split(';;') for r in c.execute(s)]; c.commit(); c.close()",
-        path,
-        script,
-        prelude="",
-    )
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-async def create(store, key: str, data: bytes = b"x") -> bytes:
-    revision = new()
-    await store.put(key, data, revision=revision, expected=Expect.ABSENT)
-    return revision
-
 
 # ---------------------------------------------------------------- batches
 
@@ -137,18 +107,6 @@ async def test_a_row_that_sqlite_refuses_fails_alone(tmp_path, ask, batches, act
         assert all([await store.get(key) for key in futures if key != "bad"])
 
 
-async def test_bytes_like_data_is_copied(tmp_path):
-    for store in (SQLiteStore(tmp_path / "a.db"), MemoryStore()):
-        async with store:
-            revision, data = new(), bytearray(b"before")
-            put = store.submit("key", data, revision=revision, expected=Expect.ABSENT)
-            if isinstance(store, SQLiteStore):
-                data[:] = b"after!"
-            await put
-            data[:] = b"later!"
-            assert await store.get("key") == Stored(b"before", revision)
-
-
 async def test_misused_arguments(tmp_path):
     for store in (SQLiteStore(tmp_path / "a.db"), MemoryStore()):
         async with store:
@@ -168,15 +126,6 @@ def test_durability_is_declared():
 # ---------------------------------------------------------------- loops, threads, the end
 
 
-async def test_a_closed_store_says_so_and_opens_again(tmp_path):
-    store = SQLiteStore(tmp_path / "a.db")
-    for _ in range(2):
-        with pytest.raises(ClosedError):
-            store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
-        async with store:
-            assert isinstance(await store.get("key"), Stored | None)
-
-
 async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
     threads, descriptors = threading.active_count(), open_files()
     async with SQLiteStore(tmp_path / "a.db") as store:
@@ -185,17 +134,6 @@ async def test_closing_leaves_no_thread_and_no_descriptor(tmp_path):
         await store.get("key")
         assert threading.active_count() == threads + 2
     assert (threading.active_count(), open_files()) == (threads, descriptors)
-
-
-async def test_closing_does_what_was_begun(tmp_path):
-    async with SQLiteStore(tmp_path / "a.db") as store:
-        futures = [
-            store.submit(f"key {number}", b"x", revision=new(), expected=Expect.ABSENT) for number in range(1000)
-        ]
-        get = asyncio.ensure_future(store.get("key 0"))
-        await asyncio.sleep(0)
-    assert all(future.done() and not future.exception() for future in futures)
-    assert get.done()
 
 
 async def test_a_cancelled_caller_does_not_take_its_batch_along(tmp_path, batches):
@@ -213,56 +151,6 @@ async def test_a_cancelled_caller_does_not_take_its_batch_along(tmp_path, batche
         assert await store.get("key 2"), "what was begun is done"
         assert await store.head("there") == refused
     assert (batches, trouble) == ([1, 10], [])
-
-
-def test_another_loop_is_refused(tmp_path):
-    store = SQLiteStore(tmp_path / "a.db")
-
-    async def elsewhere():
-        with pytest.raises(UsageError, match="another event loop"):
-            await store.get("key")
-
-    async def main():
-        async with store:
-            await asyncio.to_thread(asyncio.run, elsewhere())
-            await create(store, "key")
-
-    asyncio.run(main())
-
-
-def test_a_loop_that_ended_before_the_store_harms_nobody(tmp_path):
-    async def main():
-        store = SQLiteStore(tmp_path / "a.db")
-        await store.__aenter__()
-        store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
-        await asyncio.sleep(0)
-        return store
-
-    threads = set(threading.enumerate())
-    store = asyncio.run(main())
-    with pytest.warns(ResourceWarning, match="was not closed"):  # noqa: PT031
-        del store
-        gc.collect()
-    for thread in set(threading.enumerate()) - threads:
-        thread.join(10)
-        assert not thread.is_alive()
-
-
-async def test_an_open_that_is_cancelled_leaves_nothing(tmp_path):
-    threads = set(threading.enumerate())
-    for passes in range(12):
-        store = SQLiteStore(tmp_path / f"{passes}.db")
-        opening = asyncio.create_task(store.__aenter__())
-        for _ in range(passes):
-            await asyncio.sleep(0)
-        opening.cancel()
-        if isinstance((await asyncio.gather(opening, return_exceptions=True))[0], SQLiteStore):
-            await store.__aexit__()
-        async with store:
-            await create(store, "key")
-    for thread in set(threading.enumerate()) - threads:
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 async def test_a_disk_that_hangs_is_unknown_to_a_put_and_unavailable_to_a_get(tmp_path, monkeypatch):
@@ -289,30 +177,6 @@ async def test_a_bug_of_ours_is_told_and_the_thread_lives_on(tmp_path, monkeypat
 
 
 # ---------------------------------------------------------------- claims
-
-
-async def test_a_claim_is_exclusive_in_a_process_too(tmp_path):
-    path = tmp_path / "a.db"
-    async with SQLiteStore(path) as one, SQLiteStore(path) as other:
-        await one.claim("agent", shared=False, wait=0)
-        with pytest.raises(StoreInUseError, match="share that manager"):
-            await one.claim("agent", shared=False, wait=0)
-        for shared in (False, True):
-            with pytest.raises(StoreInUseError) as caught:
-                await other.claim("agent", shared=shared, wait=0)
-        message = str(caught.value)
-        for word in (
-            "'agent'",
-            str(path),
-            f"process {os.getpid()} on {socket.gethostname()}",
-            "since 20",
-            "shared=True",
-        ):
-            assert word in message
-        await other.claim("another agent", shared=False, wait=0)
-        await one.release("agent")
-        await one.release("agent")
-        await other.claim("agent", shared=False, wait=0)
 
 
 async def test_a_claim_may_be_shared(tmp_path):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 from pathlib import Path
 
 import apsw
 import pytest
+from storing import create, new
 
 from overwinter.errors import (
     OutcomeUnknownError,
@@ -17,32 +17,6 @@ from overwinter.errors import (
     StoreUnavailableError,
 )
 from overwinter.stores import Expect, SQLiteStore, _sqlite_worker
-
-
-def new() -> bytes:
-    return os.urandom(16)
-
-
-def sqlite(ask, path, script: str) -> str:
-    """Look at or change the file as another program does."""
-    code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
-    return ask(
-        code + "[print(*r) for s in sys.argv[2].split(';;') for r in c.execute(s)]; c.commit(); c.close()",
-        path,
-        script,
-        prelude="",
-    )
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-async def create(store, key: str, data: bytes = b"x") -> bytes:
-    revision = new()
-    await store.put(key, data, revision=revision, expected=Expect.ABSENT)
-    return revision
-
 
 # ---------------------------------------------------------------- a disk that fails
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from pathlib import Path
 
 import pytest
+from storing import create, open_files, sqlite
 
 from overwinter.errors import (
     ClosedError,
@@ -15,33 +15,7 @@ from overwinter.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from overwinter.stores import Expect, MemoryStore, SQLiteStore, from_url
-
-
-def new() -> bytes:
-    return os.urandom(16)
-
-
-def sqlite(ask, path, script: str) -> str:
-    """Look at or change the file as another program does."""
-    code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
-    return ask(
-        code + "[print(*r) for s in sys.argv[2].split(';;') for r in c.execute(s)]; c.commit(); c.close()",
-        path,
-        script,
-        prelude="",
-    )
-
-
-def open_files() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
-
-async def create(store, key: str, data: bytes = b"x") -> bytes:
-    revision = new()
-    await store.put(key, data, revision=revision, expected=Expect.ABSENT)
-    return revision
-
+from overwinter.stores import MemoryStore, SQLiteStore, from_url
 
 # ---------------------------------------------------------------- the file
 

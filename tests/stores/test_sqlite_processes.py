@@ -13,15 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
+from storing import new
 
 from overwinter.errors import StoreInUseError, StoreUnavailableError
 from overwinter.stores import Expect, SQLiteStore
 from overwinter.stores._flock import FairLock
-
-
-def new() -> bytes:
-    return os.urandom(16)
-
 
 WRITER = """
 async def main(path, seconds):
@@ -291,30 +287,6 @@ async def test_a_forked_child_does_not_keep_its_parents_locks(tmp_path, child):
         os.kill(grandchild, 0)  # it lived all the while
     finally:
         os.kill(grandchild, signal.SIGKILL)
-
-
-@pytest.mark.parametrize("leave", ["return", "sys.exit(0)", "loop.stop()"])
-def test_an_exit_without_a_close_does_not_hang(tmp_path, child, leave):
-    process = child(
-        f"""
-        async def main(path):
-            loop = asyncio.get_running_loop()
-            store = keep.append(SQLiteStore(path)) or keep[0]
-            await store.__aenter__()
-            await store.put("key", b"x", revision=new(), expected=Expect.ABSENT)
-            for number in range(3000):
-                store.submit(f"key {{number}}", b"x" * 3000, revision=new(), expected=Expect.ABSENT)
-            await asyncio.sleep(0)
-            {leave}
-        keep = []
-        try: asyncio.run(main(sys.argv[1]))
-        except RuntimeError as error: assert "stopped before" in str(error)
-        """,
-        tmp_path / "a.db",
-    )
-    output, errors = process.communicate(timeout=20)
-    assert (process.returncode, output) == (0, ""), errors
-    assert not re.search(r"Error|Fatal", errors), errors  # a ResourceWarning is right
 
 
 # ---------------------------------------------------------------- disks and rights

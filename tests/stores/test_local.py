@@ -1,0 +1,153 @@
+"""What both stores on a local disk do beside the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import re
+import socket
+import threading
+
+import pytest
+from storing import create, new
+
+from overwinter.errors import ClosedError, StoreInUseError, UsageError
+from overwinter.stores import Expect, FileStore, MemoryStore, SQLiteStore, Stored
+from overwinter.stores._local import LocalStore
+
+
+@pytest.fixture(params=[SQLiteStore, FileStore])
+def make(request, in_memory):
+    """Make a store; each of one name has the same data."""
+    return lambda name="store": request.param(in_memory / name)
+
+
+async def test_a_closed_store_says_so_and_opens_again(make):
+    store = make()
+    for _ in range(2):
+        with pytest.raises(ClosedError):
+            store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
+        async with store:
+            assert isinstance(await store.get("key"), Stored | None)
+
+
+def test_another_loop_is_refused(make):
+    store = make()
+
+    async def elsewhere():
+        with pytest.raises(UsageError, match="another event loop"):
+            await store.get("key")
+
+    async def main():
+        async with store:
+            await asyncio.to_thread(asyncio.run, elsewhere())
+            await create(store, "key")
+
+    asyncio.run(main())
+
+
+async def test_closing_does_what_was_begun(make):
+    async with make() as store:
+        futures = [
+            store.submit(f"key {number}", b"x", revision=new(), expected=Expect.ABSENT) for number in range(1000)
+        ]
+        get = asyncio.ensure_future(store.get("key 0"))
+        await asyncio.sleep(0)
+    assert all(future.done() and not future.exception() for future in futures)
+    assert get.done()
+
+
+def test_a_loop_that_ended_before_the_store_harms_nobody(make):
+    async def main():
+        store = make()
+        await store.__aenter__()
+        store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
+        await asyncio.sleep(0)
+        return store
+
+    threads = set(threading.enumerate())
+    store = asyncio.run(main())
+    with pytest.warns(ResourceWarning, match="was not closed"):  # noqa: PT031
+        del store
+        gc.collect()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+async def test_an_open_that_is_cancelled_leaves_nothing(make):
+    threads = set(threading.enumerate())
+    for passes in range(12):
+        store = make(f"{passes}")
+        opening = asyncio.create_task(store.__aenter__())
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        opening.cancel()
+        if isinstance((await asyncio.gather(opening, return_exceptions=True))[0], LocalStore):
+            await store.__aexit__()
+        async with store:
+            await create(store, "key")
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("leave", ["return", "sys.exit(0)", "loop.stop()"])
+def test_an_exit_without_a_close_does_not_hang(make, child, leave):
+    store = make()
+    process = child(
+        f"""
+        async def main(path):
+            loop = asyncio.get_running_loop()
+            store = keep.append({type(store).__name__}(path)) or keep[0]
+            await store.__aenter__()
+            await store.put("key", b"x", revision=new(), expected=Expect.ABSENT)
+            for number in range(3000):
+                store.submit(f"key {{number}}", b"x" * 3000, revision=new(), expected=Expect.ABSENT)
+            await asyncio.sleep(0)
+            {leave}
+        keep = []
+        try: asyncio.run(main(sys.argv[1]))
+        except RuntimeError as error: assert "stopped before" in str(error)
+        """,
+        store.path,
+    )
+    output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output) == (0, ""), errors
+    assert not re.search(r"Error|Fatal", errors), errors  # a ResourceWarning is right
+
+
+async def test_a_claim_is_exclusive_in_a_process_too(make):
+    async with make() as one, make() as other:
+        await one.claim("agent", shared=False, wait=0)
+        with pytest.raises(StoreInUseError, match="share that manager"):
+            await one.claim("agent", shared=False, wait=0)
+        for shared in (False, True):
+            with pytest.raises(StoreInUseError) as caught:
+                await other.claim("agent", shared=shared, wait=0)
+        message = str(caught.value)
+        for word in (
+            "'agent'",
+            one.path,
+            f"process {os.getpid()} on {socket.gethostname()}",
+            "since 20",
+            "shared=True",
+        ):
+            assert word in message
+        await other.claim("another agent", shared=False, wait=0)
+        await one.release("agent")
+        await one.release("agent")
+        await other.claim("agent", shared=False, wait=0)
+
+
+async def test_bytes_like_data_is_copied(make):
+    for store in (make(), MemoryStore()):
+        async with store:
+            revision, data = new(), bytearray(b"before")
+            put = store.submit("key", data, revision=revision, expected=Expect.ABSENT)
+            if isinstance(store, LocalStore):
+                data[:] = b"after!"
+            await put
+            data[:] = b"later!"
+            assert await store.get("key") == Stored(b"before", revision)
