@@ -298,6 +298,3 @@ async def test_a_cancelled_caller_does_not_take_its_batch_along(tmp_path, calls)
             await asyncio.sleep(0)
         assert await store.head(keys[0]) == there
     assert trouble == []
-
-
-# ---------------------------------------------------------------- claims
