@@ -85,7 +85,6 @@ def test_two_releases_that_write_at_the_same_time_lose_nothing_either(release):
     assert new.call("ada", "read") == ["", 100, {f"c{i}": "red" for i in range(0, 50, 5)}, log]
 
 
-@pytest.mark.xfail(reason="what the class has no field for is kept at the top level only", strict=True)
 def test_two_releases_keep_each_others_fields_inside_a_value_too(release):
     old, new = release("old"), release("new")
     new.call("ada", "remark", "hello")  # a field of Visit that the old release doesn't have

@@ -7,7 +7,7 @@ Does not know any type in particular.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,13 @@ import msgspec
 from ..errors import AgentStateError
 from ._models import enc_hook, thaw_hook
 
-__all__ = ["LIMIT", "Bodied", "Codec", "Source", "encode_plain", "misfit", "reach", "too_deep"]
+__all__ = ["LIMIT", "UNMADE", "Bodied", "Codec", "Source", "Step", "encode_plain", "misfit", "reach", "too_deep"]
 
 LIMIT = 100
 """Levels of containers that a record may have, the agent's own map included."""
+
+UNMADE = object()
+"""Stands for a part that can't be told apart from its like, such as an item of a set."""
 
 encode_plain: Callable[[Any], bytes] = msgspec.msgpack.Encoder(enc_hook=enc_hook).encode
 
@@ -35,6 +38,9 @@ class Codec:
     """Apart from its parts, what passes the check comes back equal."""
     own_ordered: bool = True
     """Apart from its parts, equal values have equal bytes."""
+
+    own_fields: bool = False
+    """Its values have fields, of which a record may have more than the class."""
 
     gates: tuple[type, ...] = ()
     """The exact types of its values; empty: several, or any."""
@@ -61,6 +67,10 @@ class Codec:
     @cached_property
     def ordered(self) -> bool:
         return all(part.own_ordered for part in reach(self))
+
+    @cached_property
+    def has_fields(self) -> bool:
+        return any(part.own_fields for part in reach(self))
 
     @cached_property
     def cyclic(self) -> bool:
@@ -121,9 +131,17 @@ class Codec:
     def from_wire(self, raw: bytes | msgspec.Raw) -> Any:
         raise NotImplementedError
 
+    def steps(self, value: Any, plain: Any) -> Iterable[Step]:
+        """The parts of *value* beside those of *plain*, the MessagePack that it was read from or is written as."""
+        return ()
+
     def shape(self, seen: set[Any]) -> str:
         """The type as text for the fingerprint; a class is spelled out where it is first met."""
         return self.label
+
+
+Step = tuple[tuple[Any, ...], Codec, Any, Any]
+"""How a path goes on, and there the codec, the value and its MessagePack."""
 
 
 def reach(codec: Codec) -> list[Codec]:

@@ -5,12 +5,12 @@ A union that msgspec can't tell apart is written as ``[tag, value]``, the tag be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Union, cast
 
 import msgspec
 
-from ._codec import Codec, Source, encode_plain, misfit, too_deep
+from ._codec import UNMADE, Codec, Source, Step, encode_plain, misfit, too_deep
 from ._leaves import AnyCodec, LiteralCodec, Scalar
 from ._models import thaw_hook
 
@@ -58,6 +58,11 @@ class ItemsCodec(Codec):
     def from_wire(self, raw: Bytes) -> Any:
         return cast("Any", self._cls)(self._item.decode(item) for item in _raws(raw))
 
+    def steps(self, value: Any, plain: Any) -> Iterator[Step]:
+        if self._is_set:
+            return (((None,), self._item, UNMADE, node) for node in plain)
+        return (((n,), self._item, item, node) for n, (item, node) in enumerate(zip(value, plain, strict=False)))
+
     def shape(self, seen: set[Any]) -> str:
         return f"{self._cls.__name__}[{self._item.shape(seen)}]"
 
@@ -100,6 +105,10 @@ class FixedTupleCodec(Codec):
         if len(raws) != len(self.parts):
             raise msgspec.ValidationError(f"Expected `array` of length {len(self.parts)}, got {len(raws)}")
         return tuple(part.decode(item) for part, item in zip(self.parts, raws, strict=True))
+
+    def steps(self, value: Any, plain: Any) -> Iterator[Step]:
+        parts = zip(self.parts, value, plain, strict=False)
+        return (((n,), part, item, node) for n, (part, item, node) in enumerate(parts))
 
     def shape(self, seen: set[Any]) -> str:
         return f"tuple[{','.join(part.shape(seen) for part in self.parts)}]"
@@ -159,6 +168,11 @@ class DictCodec(Codec):
             wanted = dict[self._key.annotation, msgspec.Raw]  # type: ignore[name-defined]  # a type made at run time
             found = self.__dict__["_decoder"] = msgspec.msgpack.Decoder(wanted).decode
         return found
+
+    def steps(self, value: Any, plain: Any) -> Iterator[Step]:
+        for (key, item), (node_key, node) in zip(value.items(), plain.items(), strict=False):
+            yield (None,), self._key, UNMADE, node_key
+            yield ((key,),), self._value, item, node
 
     def shape(self, seen: set[Any]) -> str:
         return f"dict[{self._key.shape(seen)},{self._value.shape(seen)}]"
@@ -299,6 +313,11 @@ class UnionCodec(Codec):
         if found is None:
             found = self.__dict__["_decoder"] = msgspec.msgpack.Decoder(self._reduced, dec_hook=thaw_hook).decode
         return found
+
+    def steps(self, value: Any, plain: Any) -> Iterable[Step]:
+        member = None if value is None and self._nil else self._member(value)
+        body = plain if self._direct or self._structs or member is None else plain[1]
+        return () if member is None else (((), member, value, body),)
 
     def shape(self, seen: set[Any]) -> str:
         return "|".join(part.shape(seen) for part in self.parts)

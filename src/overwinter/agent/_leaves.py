@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from ..errors import AgentStateError
-from ._codec import Codec, Source, encode_plain, misfit, too_deep
+from ._codec import Codec, Source, Step, encode_plain, misfit, too_deep
 from ._models import model_problem, model_shape
 
 __all__ = ["SCALARS", "AnyCodec", "Constrained", "EnumCodec", "LiteralCodec", "ModelCodec", "Scalar", "scalar"]
@@ -166,6 +166,7 @@ class ModelCodec(Codec):
     """A pydantic model. Only reading it back tells whether it comes back equal."""
 
     own_exact = False
+    own_fields = True
     wires = frozenset({"map"})
 
     def __init__(self, cls: Any) -> None:
@@ -221,6 +222,9 @@ class Constrained(Codec):
 
     def to_wire(self, value: Any) -> Any:
         return self._inner.dump(value)
+
+    def steps(self, value: Any, plain: Any) -> tuple[Step]:
+        return (((), self._inner, value, plain),)
 
     def shape(self, seen: set[Any]) -> str:
         limits = ("gt", "ge", "lt", "le", "multiple_of", "pattern", "min_length", "max_length", "tz")

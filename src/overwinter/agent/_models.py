@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any, cast, get_args
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ __all__ = [
     "dec_hook",
     "enc_hook",
     "is_model",
+    "model_parts",
     "model_problem",
     "model_shape",
     "safe_text",
@@ -84,6 +86,49 @@ def _model_text(cls: Any, error: ValueError) -> str:
     first = errors(include_url=False, include_context=False, include_input=False)[0]
     field = next((f".{place}" for place in first["loc"][:1] if place in cls.model_fields), "")
     return f"Expected `{cls.__name__}` that its validators accept ({first['type']} at {cls.__name__}{field})"
+
+
+def model_parts(model: Any, plain: Any) -> Iterator[tuple[tuple[Any, ...], Any, dict[str, Any], frozenset[str]]]:
+    """The objects with fields in a model, itself too: path, object, the map that stands for it, the names it knows.
+
+    An item of a set is no object to hold on to, so ``None`` stands for it.
+    """
+    todo: list[tuple[tuple[Any, ...], Any, Any]] = [((), model, plain)]
+    while todo:
+        path, value, node = todo.pop()
+        if type(node) is list:
+            if isinstance(value, set | frozenset):
+                likes = list({type(item): item for item in cast("set[Any]", value)}.values())
+                for item in node if likes else ():  # any of its class will do to tell which fields are known
+                    found = min((list(model_parts(like, item)) for like in likes), key=_unknown_names)
+                    yield from (((*path, None, *inner), None, part, known) for inner, _, part, known in found)
+            elif isinstance(value, Iterable):
+                pairs = enumerate(zip(cast("Iterable[Any]", value), cast("list[Any]", node), strict=False))
+                todo += [((*path, n), item, part) for n, (item, part) in pairs]
+        elif getattr(type(value), "__pydantic_root_model__", False):
+            todo.append((path, value.root, node))
+        elif type(node) is dict:
+            fields = _fields_by_name(value)
+            if fields is not None:
+                yield path, value, node, frozenset(node if _takes_all(value) else fields)
+                todo += [((*path, name), item, node[name]) for name, item in fields.items() if name in node]
+
+
+def _unknown_names(parts: list[tuple[Any, Any, dict[str, Any], frozenset[str]]]) -> int:
+    return sum(len(node.keys() - known) for _, _, node, known in parts)
+
+
+def _takes_all(value: Any) -> bool:
+    return is_model(type(value)) and value.model_config.get("extra") == "allow"
+
+
+def _fields_by_name(value: Any) -> dict[str, Any] | None:
+    kind = cast("Any", type(value))
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value)
+        return items if all(type(key) is str for key in items) else None
+    names = kind.model_fields if is_model(kind) else getattr(kind, "__dataclass_fields__", None)
+    return None if names is None else {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 _SAFE = ("Expected `", "Object missing required field `")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from ..errors import AgentStateError
-from ._codec import Bodied, Codec, Source, misfit, too_deep
+from ._codec import Bodied, Codec, Source, Step, misfit, too_deep
 from ._leaves import Scalar
 
-__all__ = ["Field", "RecordCodec", "fields_of", "record_kind"]
+__all__ = ["Field", "RecordCodec", "fields_of", "is_frozen", "record_kind"]
 
 Bytes = bytes | msgspec.Raw
 _fields: Callable[[Bytes], dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
@@ -73,6 +73,17 @@ def fields_of(cls: Any, kind: str) -> list[tuple[str, str, str | None, bool]]:
     return [(a.name, a.name, a.alias if a.init else None, a.default is nothing) for a in cls.__attrs_attrs__]
 
 
+def is_frozen(cls: Any) -> bool:
+    """Whether objects of a class change only by being replaced."""
+    if hasattr(cls, "__struct_config__"):
+        return bool(cls.__struct_config__.frozen)
+    if hasattr(cls, "__dataclass_params__"):
+        return bool(cls.__dataclass_params__.frozen)
+    if hasattr(cls, "__attrs_attrs__"):
+        return cls.__setattr__.__name__ == "_frozen_setattrs"
+    return hasattr(cls, "model_config") and bool(cls.model_config.get("frozen"))
+
+
 def _runs_code(cls: Any, kind: str) -> bool:
     """Whether making an instance runs the class's own code, so that only reading it back tells what comes out."""
     if kind == "attrs":
@@ -83,6 +94,8 @@ def _runs_code(cls: Any, kind: str) -> bool:
 
 class RecordCodec(Bodied):
     """A class with fields; the agent itself is one, whose other attributes are transient."""
+
+    own_fields = True
 
     def __init__(self, annotation: Any, cls: Any, kind: str, *, agent: bool = False) -> None:
         super().__init__(annotation, cls.__name__)
@@ -212,7 +225,10 @@ class RecordCodec(Bodied):
 
     def from_wire(self, raw: Bytes) -> Any:
         if self.kind == "namedtuple":
-            return self._make({f.name: f.codec.decode(item) for f, item in zip(self.fields, _items(raw), strict=False)})
+            items = _items(raw)
+            if len(items) > len(self.fields):
+                raise msgspec.ValidationError(f"Expected `array` of length {len(self.fields)}, got {len(items)}")
+            return self._make({f.name: f.codec.decode(item) for f, item in zip(self.fields, items, strict=False)})
         raws = _fields(raw)
         return self._make({f.name: f.codec.decode(raws[f.wire]) for f in self.fields if f.wire in raws})
 
@@ -227,6 +243,22 @@ class RecordCodec(Bodied):
             if field.init is None and field.name in values:
                 object.__setattr__(made, field.name, values[field.name])
         return made
+
+    @cached_property
+    def known(self) -> frozenset[str] | int:
+        """The names that a map of it may have, or the length of an array."""
+        tag = [] if self._config is None or self._config.tag is None else [self._config.tag_field]
+        return len(tag) + len(self.fields) if self._array else frozenset([*tag, *(field.wire for field in self.fields)])
+
+    def steps(self, value: Any, plain: Any) -> Iterator[Step]:
+        nodes = plain
+        if self._array:
+            first = cast(int, self.known) - len(self.fields)
+            nodes = dict(zip((field.wire for field in self.fields), plain[first:], strict=False))
+        for field in self.fields:
+            if field.wire in nodes and (self.kind != "typeddict" or field.name in value):
+                item = value[field.name] if self.kind == "typeddict" else getattr(value, field.name)
+                yield (field.name,), field.codec, item, nodes[field.wire]
 
     def shape(self, seen: set[Any]) -> str:
         if self.annotation in seen:

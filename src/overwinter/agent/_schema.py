@@ -25,6 +25,7 @@ from ._codec import LIMIT, encode_plain, reach, too_deep
 from ._compare import difference, levels
 from ._fields import UnresolvedAnnotation, agent_codec
 from ._leaves import AnyCodec, ModelCodec
+from ._leftovers import Leftovers, with_leftovers
 from ._models import enc_hook, safe_text
 from ._records import RecordCodec, fields_of
 from ._upcasts import collect_upcasts, is_fields, is_upcast, run_upcast, upcast
@@ -119,9 +120,16 @@ class Schema(Generic[A]):
         if not self._exact:
             self._compare(agent, body)
         # an int where a float is declared comes back as the float: the bytes are those of what comes back
-        return body if plain else self._write(self.copy(body), extras)
+        if plain:
+            return body
+        again = self.copy(body)
+        return self._write(again, extras.of(again, body) if isinstance(extras, Leftovers) else extras)
 
     def _write(self, agent: A, extras: Mapping[str, Any]) -> bytes:
+        body = self._write_fields(agent, extras)
+        return extras.add_to(agent, body) if isinstance(extras, Leftovers) else body
+
+    def _write_fields(self, agent: A, extras: Mapping[str, Any]) -> bytes:
         codec = self._codec
         if not codec.plain_dump:
             return encode_plain({**codec.to_wire(agent), **extras})
@@ -227,6 +235,8 @@ class Schema(Generic[A]):
                 self._codec.explain(agent, self.name, LIMIT)
             except AgentStateError as error:
                 raise self._unreadable(where, version, same, str(error)) from None
+        if has_extras or not same:
+            extras = with_leftovers(self._codec, agent, body, extras, self.name, key)
         return agent, extras
 
     def _extras(self, body: bytes) -> dict[str, Any]:
@@ -297,15 +307,18 @@ class Schema(Generic[A]):
 
     def restore(self, agent: A, body: bytes, extras: Mapping[str, Any] = _NOTHING) -> None:
         """Put the fields back in place from bytes that ``encode`` made. *extras* are no fields."""
-        before = self.copy(body)
+        before = self.copy(body, extras)
         for name in agent.__struct_fields__:
             setattr(agent, name, getattr(before, name))
 
-    def copy(self, body: bytes) -> A:
-        """A detached agent from bytes that ``encode`` made."""
+    def copy(self, body: bytes, extras: Mapping[str, Any] = _NOTHING) -> A:
+        """A detached agent from bytes that ``encode`` made; *extras*, if given, are then those of the copy."""
         if self.custom:
             return self._load(body, self.version, self.name)
-        return cast(A, self._codec.decode(body))
+        agent = cast(A, self._codec.decode(body))
+        if isinstance(extras, Leftovers):
+            extras.learn(agent, body)
+        return agent
 
     def fresh(self, initial: Mapping[str, Any] | A | None, key: str) -> A:
         """A new agent, which shares nothing with *initial*.

@@ -242,7 +242,7 @@ class AgentServer(Performer[A]):
         self.watch()
 
     async def _rebuild(self) -> None:
-        self.agent = self.home.kind.schema.copy(self.ledger.cur_body)
+        self.agent = self.home.kind.schema.copy(self.ledger.cur_body, self.ledger.extras)
         vars(self.agent)[KEY] = self.key
         effects = await self._on_start()
         self._broken = False
