@@ -146,7 +146,7 @@ def _text(path: Path) -> str:
 
 
 def _names(rest: Any) -> Iterable[str]:
-    return rest if isinstance(rest, dict) else [f"{len(rest)} more"]
+    return cast("dict[str, Any]", rest) if isinstance(rest, dict) else [f"{len(rest)} more"]
 
 
 # ---------------------------------------------------------------- searching
@@ -156,15 +156,17 @@ def _unknown(codec: Codec, agent: Any, plain: Any) -> tuple[list[tuple[_Place, A
     """The objects inside an agent with what each doesn't know, and the paths of what no object can hold."""
     found: list[tuple[_Place, Any]] = []
     lost: list[Path] = []
+    held: set[int] = set()
     for place in _places(codec, agent, plain, looking=True):
         rest: Any
         if isinstance(place.known, int):
             rest = list(place.node[place.known :])
         else:
             rest = {name: item for name, item in place.node.items() if name not in place.known}
-        if rest and place.holder is None:
+        if rest and (place.holder is None or id(place.holder) in held):  # the latter: one object for equal values
             lost += [(*place.path, name) for name in _names(rest)]
         elif rest:
+            held.add(id(place.holder))
             found.append((place, rest))
     return found, lost
 
@@ -216,7 +218,7 @@ def _drop_used(codec: ModelCodec, value: Any, plain: Any, places: list[_Place]) 
 
     It made a field of it already; if it were kept it would come back over the field at the next thaw.
     """
-    suspects = [(node, name) for _, _, node, known in places for name in node.keys() - cast("frozenset[str]", known)]
+    suspects = [(p.node, name) for p in places for name in p.node if name not in cast("frozenset[str]", p.known)]
     if not suspects or not _made(codec, plain, value):  # a default such as a random id: nothing can be told
         return
     if _made_without(codec, plain, value, suspects):

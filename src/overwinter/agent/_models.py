@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast, get_args
 from weakref import WeakKeyDictionary
 
@@ -96,26 +96,25 @@ def model_parts(model: Any, plain: Any) -> Iterator[tuple[tuple[Any, ...], Any, 
     todo: list[tuple[tuple[Any, ...], Any, Any]] = [((), model, plain)]
     while todo:
         path, value, node = todo.pop()
-        if type(node) is list:
-            if isinstance(value, set | frozenset):
-                likes = list({type(item): item for item in cast("set[Any]", value)}.values())
-                for item in node if likes else ():  # any of its class will do to tell which fields are known
-                    found = min((list(model_parts(like, item)) for like in likes), key=_unknown_names)
-                    yield from (((*path, None, *inner), None, part, known) for inner, _, part, known in found)
-            elif isinstance(value, Iterable):
-                pairs = enumerate(zip(cast("Iterable[Any]", value), cast("list[Any]", node), strict=False))
-                todo += [((*path, n), item, part) for n, (item, part) in pairs]
-        elif getattr(type(value), "__pydantic_root_model__", False):
+        kind, shape = cast("Any", type(value)), cast("Any", type(node))
+        if getattr(kind, "__pydantic_root_model__", False):
             todo.append((path, value.root, node))
-        elif type(node) is dict:
-            fields = _fields_by_name(value)
-            if fields is not None:
-                yield path, value, node, frozenset(node if _takes_all(value) else fields)
-                todo += [((*path, name), item, node[name]) for name, item in fields.items() if name in node]
+        elif shape is list and issubclass(kind, set | frozenset):
+            yield from (((*path, None, *inner), None, part, known) for inner, part, known in _set_parts(value, node))
+        elif shape is list and issubclass(kind, Sequence):
+            todo += [((*path, n), item, part) for n, (item, part) in enumerate(zip(value, node, strict=False))]
+        elif shape is dict and issubclass(kind, dict) and not all(type(key) is str for key in value):
+            todo += [((*path, (n,)), *pair) for n, pair in enumerate(zip(value.values(), node.values(), strict=False))]
+        elif shape is dict and (fields := _fields_by_name(value)) is not None:
+            yield path, value, node, frozenset(node if _takes_all(value) else fields)
+            todo += [((*path, name), item, node[name]) for name, item in fields.items() if name in node]
 
 
-def _unknown_names(parts: list[tuple[Any, Any, dict[str, Any], frozenset[str]]]) -> int:
-    return sum(len(node.keys() - known) for _, _, node, known in parts)
+def _set_parts(items: Any, nodes: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], frozenset[str]]]:
+    likes: list[Any] = list({cast("Any", type(item)): item for item in items}.values())
+    for node in nodes if likes else ():  # one of each class will do to tell which fields are known
+        told = [[(path, part, known) for path, _, part, known in model_parts(like, node)] for like in likes]
+        yield from min(told, key=lambda parts: sum(len(part.keys() - known) for _, part, known in parts))
 
 
 def _takes_all(value: Any) -> bool:
@@ -124,9 +123,8 @@ def _takes_all(value: Any) -> bool:
 
 def _fields_by_name(value: Any) -> dict[str, Any] | None:
     kind = cast("Any", type(value))
-    if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value)
-        return items if all(type(key) is str for key in items) else None
+    if issubclass(kind, dict):
+        return cast("dict[str, Any]", value)
     names = kind.model_fields if is_model(kind) else getattr(kind, "__dataclass_fields__", None)
     return None if names is None else {name: getattr(value, name) for name in names if hasattr(value, name)}
 

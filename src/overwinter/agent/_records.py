@@ -80,7 +80,7 @@ def is_frozen(cls: Any) -> bool:
     if hasattr(cls, "__dataclass_params__"):
         return bool(cls.__dataclass_params__.frozen)
     if hasattr(cls, "__attrs_attrs__"):
-        return cls.__setattr__.__name__ == "_frozen_setattrs"
+        return bool(cls.__setattr__.__name__ == "_frozen_setattrs")
     return hasattr(cls, "model_config") and bool(cls.model_config.get("frozen"))
 
 

@@ -126,16 +126,13 @@ class Schema(Generic[A]):
         return self._write(again, extras.of(again, body) if isinstance(extras, Leftovers) else extras)
 
     def _write(self, agent: A, extras: Mapping[str, Any]) -> bytes:
-        body = self._write_fields(agent, extras)
-        return extras.add_to(agent, body) if isinstance(extras, Leftovers) else body
-
-    def _write_fields(self, agent: A, extras: Mapping[str, Any]) -> bytes:
         codec = self._codec
-        if not codec.plain_dump:
-            return encode_plain({**codec.to_wire(agent), **extras})
-        if not extras:
+        if codec.plain_dump and not extras:
             return encode_plain(agent)
-        return encode_plain({**{name: getattr(agent, name) for name in agent.__struct_fields__}, **extras})
+        plain = codec.plain_dump
+        fields = {name: getattr(agent, name) for name in agent.__struct_fields__} if plain else codec.to_wire(agent)
+        body = encode_plain({**fields, **extras})
+        return extras.add_to(agent, body) if isinstance(extras, Leftovers) else body
 
     def _unwritable(self, agent: A, error: Exception) -> AgentStateError:
         try:
@@ -235,9 +232,14 @@ class Schema(Generic[A]):
                 self._codec.explain(agent, self.name, LIMIT)
             except AgentStateError as error:
                 raise self._unreadable(where, version, same, str(error)) from None
-        if has_extras or not same:
-            extras = with_leftovers(self._codec, agent, body, extras, self.name, key)
-        return agent, extras
+        if same and not has_extras:
+            return agent, extras
+        try:
+            return agent, with_leftovers(self._codec, agent, body, extras, self.name, key)
+        except NewerRecordError:
+            raise
+        except Exception as error:  # noqa: BLE001  # as above
+            raise self._unreadable(where, version, same, safe_text(error)) from None
 
     def _extras(self, body: bytes) -> dict[str, Any]:
         # as raw bytes, so that they are written back as they were; copied, so that they don't keep the record in memory
