@@ -148,7 +148,7 @@ class CorruptRecordError(ThawError, ValueError):
 
 
 class NewerRecordError(ThawError):
-    """A newer version of the class wrote the record, or it is in a newer format, or holds a field that would be lost."""
+    """The record is of a newer version of the class or in a newer format, or holds a field that would be lost."""
 
 
 class UnknownAgentError(ThawError):

@@ -8,6 +8,7 @@ Does not know versions, stores or turns.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -174,18 +175,17 @@ def _unknown(codec: Codec, agent: Any, plain: Any) -> tuple[list[tuple[_Place, A
 def _places(codec: Codec, value: Any, plain: Any, *, looking: bool) -> list[_Place]:
     """Each object with fields inside a value. *looking*: at what it was read from, not at what it is written as."""
     found: list[_Place] = []
-    todo: list[tuple[Path, Codec, Any, Any, bool]] = [((), codec, value, plain, False)]
+    todo: deque[tuple[Path, Codec, Any, Any, bool]] = deque([((), codec, value, plain, False)])
     while todo:
-        path, codec, value, plain, passing = todo.pop()
+        path, codec, value, plain, passing = todo.popleft()
         if value is UNMADE:
             if not looking:
                 continue  # a set holds no object that is recognized later
             value, passing = codec.decode(encode_plain(plain)), True
         if isinstance(codec, ModelCodec):
             parts = _model_places(codec, value, plain, looking=looking)
-            found += [_Place((*path, *p), None if passing else holder, node, known) for p, holder, node, known in parts]
-            continue
-        if isinstance(codec, RecordCodec) and path:
+            found += [part._replace(path=path + part.path, holder=None if passing else part.holder) for part in parts]
+        elif isinstance(codec, RecordCodec) and path:
             found.append(_Place(path, None if passing else value, plain, codec.known))
         for step, part, item, node in codec.steps(value, plain):
             if part.has_fields and not isinstance(node, msgspec.Raw):
