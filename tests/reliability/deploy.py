@@ -9,8 +9,11 @@ import asyncio
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
+import attrs
+import msgspec
+import pydantic
 from worker import order, say
 
 from overwinter import Agent, InstanceManager, OverwinterError, SQLiteStore, readonly, upcast
@@ -101,7 +104,81 @@ class Second(Agent, name="profile", version=2):
         return [self.first, self.last, self.visits, [visit.by for visit in self.log]]
 
 
-RELEASES: dict[str, type[Agent]] = {"old": Old, "new": New, "second": Second}
+class Song(msgspec.Struct):
+    title: str
+
+
+class LongSong(msgspec.Struct):
+    title: str
+    minutes: int = 0
+
+
+class Photo(pydantic.BaseModel):
+    title: str
+
+
+class WidePhoto(pydantic.BaseModel):
+    title: str
+    minutes: int = 0
+
+
+@attrs.define
+class Film:
+    title: str
+
+
+@attrs.define
+class LongFilm:
+    title: str
+    minutes: int = 0
+
+
+class Talk(TypedDict):
+    title: str
+
+
+class LongTalk(TypedDict):
+    title: str
+    minutes: NotRequired[int]
+
+
+class OldAlbum(Agent, name="album"):
+    """Objects of several sorts, of which the next release has a field more."""
+
+    song: Song = msgspec.field(default_factory=lambda: Song(""))
+    photos: list[Photo] = []
+    films: dict[str, Film] = {}
+    talks: tuple[Talk, ...] = ()
+
+    async def entitle(self, text: str) -> None:
+        self.song.title = text
+        for item in (*self.photos, *self.films.values()):
+            item.title = text
+        for talk in self.talks:
+            talk["title"] = text
+
+
+class NewAlbum(Agent, name="album"):
+    song: LongSong = msgspec.field(default_factory=lambda: LongSong(""))
+    photos: list[WidePhoto] = []
+    films: dict[str, LongFilm] = {}
+    talks: tuple[LongTalk, ...] = ()
+
+    async def fill(self, minutes: int) -> None:
+        self.song = LongSong("", minutes)
+        self.photos.append(WidePhoto(title="", minutes=minutes))
+        self.films[str(minutes)] = LongFilm("", minutes)
+        self.talks += (LongTalk(title="", minutes=minutes),)
+
+    @readonly
+    async def read(self) -> Any:
+        items = [self.song, *self.photos, *self.films.values()]
+        return [[i.title, i.minutes] for i in items] + [[t["title"], t.get("minutes")] for t in self.talks]
+
+
+RELEASES: dict[str, type[Agent]] = {
+    "old": Old, "new": New, "second": Second, "old album": OldAlbum, "new album": NewAlbum
+}  # fmt: skip
 
 
 async def main(release: str, path: str) -> None:

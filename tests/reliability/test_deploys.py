@@ -92,6 +92,15 @@ def test_two_releases_keep_each_others_fields_inside_a_value_too(release):
     assert new.call("ada", "remarks") == ["hello"]
 
 
+def test_whatever_sort_of_object_holds_them(release):
+    old, new = release("old album"), release("new album")
+    for minutes in range(1, 4):
+        new.call("ada", "fill", minutes)
+        old.call("ada", "entitle", str(minutes))
+        each = [[str(minutes), n] for n in range(1, minutes + 1)]
+        assert new.call("ada", "read") == [[str(minutes), minutes], *each, *each, *each]
+
+
 def test_old_code_refuses_what_a_newer_version_wrote_and_leaves_it_alone(release, tmp_path):
     old, second = release("old"), release("second")
     old.call("ada", "rename", "Ada Lovelace")
