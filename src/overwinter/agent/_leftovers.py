@@ -21,7 +21,7 @@ from ._leaves import ModelCodec
 from ._models import model_parts
 from ._records import RecordCodec, is_frozen
 
-__all__ = ["Leftovers", "with_leftovers"]
+__all__ = ["Leftovers", "unknown_fields"]
 
 Path = tuple[Any, ...]
 """Names of fields, numbers of items, ``(key,)`` of a dict's entries, and ``None`` inside a set."""
@@ -109,12 +109,15 @@ class Leftovers(dict[str, Any]):
                 )
 
 
-def with_leftovers(codec: Codec, agent: Any, body: bytes, top: dict[str, Any], name: str, key: str) -> dict[str, Any]:
-    """*top*, or with it the fields inside the values of *agent* that its class doesn't know, if *body* has such.
+def unknown_fields(codec: RecordCodec, agent: Any, body: bytes, name: str, key: str) -> dict[str, Any]:
+    """The fields of *body* that the class of *agent*, made of it, doesn't know; ``Leftovers`` if values have such too.
 
     Raises:
         NewerRecordError: one of them can't be kept.
     """
+    # as raw bytes, so that they are written back as they were; copied, so that they don't keep the record in memory
+    fields = {field.name for field in codec.fields}
+    top = {each: raw.copy() for each, raw in _raw_fields(body).items() if each not in fields}
     if not any(part.has_fields for part in codec.parts) or not any(_unknown(codec, agent, _plain(body))):
         return top
     found = Leftovers(top, codec, name)
@@ -218,13 +221,18 @@ def _drop_used(codec: ModelCodec, value: Any, plain: Any, places: list[_Place]) 
 
     It made a field of it already; if it were kept it would come back over the field at the next thaw.
     """
-    suspects = [(p.node, name) for p in places for name in p.node if name not in cast("frozenset[str]", p.known)]
-    if not suspects or not _made(codec, plain, value):  # a default such as a random id: nothing can be told
+    suspects: dict[Any, list[tuple[dict[str, Any], str]]] = {}  # by class and name, for there may be many objects
+    for place in places:
+        for name in place.node:
+            if name not in cast("frozenset[str]", place.known):
+                suspects.setdefault((type(place.holder), name), []).append((place.node, name))
+    every = [suspect for group in suspects.values() for suspect in group]
+    if not every or not _made(codec, plain, value):  # a default such as a random id: nothing can be told
         return
-    if _made_without(codec, plain, value, suspects):
+    if _made_without(codec, plain, value, every):
         return
-    used = [suspect for suspect in suspects if not _made_without(codec, plain, value, [suspect])]
-    for node, name in used:
+    used = [group for group in suspects.values() if not _made_without(codec, plain, value, group)]
+    for node, name in (suspect for group in used for suspect in group):
         del node[name]
 
 

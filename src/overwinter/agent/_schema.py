@@ -25,7 +25,7 @@ from ._codec import LIMIT, encode_plain, reach, too_deep
 from ._compare import difference, levels
 from ._fields import UnresolvedAnnotation, agent_codec
 from ._leaves import AnyCodec, ModelCodec
-from ._leftovers import Leftovers, with_leftovers
+from ._leftovers import Leftovers, unknown_fields
 from ._models import enc_hook, safe_text
 from ._records import RecordCodec, fields_of
 from ._upcasts import collect_upcasts, is_fields, is_upcast, run_upcast, upcast
@@ -36,7 +36,6 @@ A = TypeVar("A", bound=msgspec.Struct)
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _untyped: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
-_raw_fields: Callable[[bytes], dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _dumped = AnyCodec(
     keys=frozenset({str, int, bytes}),
     advice="dump() returns JSON values and bytes: lists for tuples and sets, text for dates",
@@ -224,7 +223,6 @@ class Schema(Generic[A]):
             body = self._upcast(body, version, where)
         try:
             agent = cast(A, self._codec.decode(body))
-            extras = {} if same and not has_extras else self._extras(body)
         except Exception as error:  # noqa: BLE001  # validators are the user's; hostile bytes raise what they like
             raise self._unreadable(where, version, same, safe_text(error)) from None
         if not same and not self._codec.ok(agent, LIMIT):
@@ -233,17 +231,13 @@ class Schema(Generic[A]):
             except AgentStateError as error:
                 raise self._unreadable(where, version, same, str(error)) from None
         if same and not has_extras:
-            return agent, extras
+            return agent, {}
         try:
-            return agent, with_leftovers(self._codec, agent, body, extras, self.name, key)
+            return agent, unknown_fields(self._codec, agent, body, self.name, key)
         except NewerRecordError:
             raise
         except Exception as error:  # noqa: BLE001  # as above
             raise self._unreadable(where, version, same, safe_text(error)) from None
-
-    def _extras(self, body: bytes) -> dict[str, Any]:
-        # as raw bytes, so that they are written back as they were; copied, so that they don't keep the record in memory
-        return {name: raw.copy() for name, raw in _raw_fields(body).items() if name not in self._names}
 
     def _unreadable(self, where: str, version: int, same: bool, text: str) -> MigrationError | CorruptRecordError:
         if same:
