@@ -19,7 +19,7 @@ from overwinter.errors import CorruptRecordError, OutcomeUnknownError, RevisionC
 from overwinter.stores import Expect, FileStore, Stored
 from overwinter.stores._file_frame import name_of
 from overwinter.stores._file_layer import Files
-from overwinter.stores._file_reader import load
+from overwinter.stores._file_record import load
 
 
 @pytest.fixture

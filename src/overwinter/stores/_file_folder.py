@@ -28,6 +28,7 @@ _TEXT = "overwinter file store {}\n"
 _FORMAT = 1
 _OURS = re.compile(r"[0-9a-f]{2}|lock|format|format\.tmp|owner-[0-9a-f]{16}\.lock")
 _POLITE = 0.02  # seconds for which one who had the lock lets others go first
+_RECORD = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.tmp")
 
 
@@ -197,7 +198,7 @@ class Shard:
     def __init__(self, files: Files, path: str, root: int, tenure: Tenure, *, known: bool) -> None:
         self._files = files
         self._root = root
-        self._name = path[-2:]
+        self.name = path[-2:]
         self._folder = LockFile(path, folder=True, known=known)
         self._lock = LockFile(f"{path}/lock", known=known)
         self._tenure = tenure
@@ -208,7 +209,7 @@ class Shard:
         """Whether something failed in a way that the next one has to look after."""
 
     def __enter__(self) -> Self:
-        self._folder.open(self._name, self._root)
+        self._folder.open(self.name, self._root)
         try:
             self._lock.open("lock", self._folder.descriptor)
         except BaseException:
@@ -218,7 +219,7 @@ class Shard:
 
     def __exit__(self, *exc: object) -> None:
         if self._locked:
-            self._tenure.released[self._name] = time.monotonic()
+            self._tenure.released[self.name] = time.monotonic()
         self._lock.close()
         self._folder.close()
 
@@ -236,7 +237,7 @@ class Shard:
         if self._locked:
             self._lock.unlock()
         # Only who had the lock a moment ago can keep others from it; anybody else may pass the turnstile by.
-        stranger = self._tenure.released.get(self._name, 0) + _POLITE < time.monotonic()
+        stranger = self._tenure.released.get(self.name, 0) + _POLITE < time.monotonic()
         self._locked = (stranger and self._lock.try_lock(shared=shared)) or take_turn(
             self._folder, self._lock, deadline, shared=shared
         )
@@ -257,10 +258,14 @@ class Shard:
     def sound(self) -> bool:
         """Whether all that is seen here is durable. Ask with the lock held."""
         self._stamp = os.fstat(self._lock.descriptor).st_mtime_ns
-        return not self._stamp or (self._stamp == self._tenure.token and self._name in self._tenure.sound)
+        return not self._stamp or (self._stamp == self._tenure.token and self.name in self._tenure.sound)
 
     def leftovers(self) -> list[str]:
         return [name for name in self._files.names(self.descriptor) if _TEMPORARY.fullmatch(name)]
+
+    def records(self) -> list[str]:
+        """The names of all records."""
+        return [name for name in self._files.names(self.descriptor) if _RECORD.fullmatch(name)]
 
     def mend(self) -> None:
         """Remove leftovers and make durable what is there. Needs the exclusive lock."""
@@ -274,7 +279,7 @@ class Shard:
         if not self._marked:
             if self._stamp != self._tenure.token:
                 self._put(self._tenure.token)
-            self._tenure.sound.discard(self._name)
+            self._tenure.sound.discard(self.name)
             self._marked = True
 
     def seal(self) -> None:
@@ -293,7 +298,7 @@ class Shard:
     def unmark(self) -> None:
         """Note that nothing is left to do, unless it is."""
         if self._marked and not self.unsure:
-            self._tenure.sound.add(self._name)
+            self._tenure.sound.add(self.name)
 
     def hand_over(self) -> None:
         """Note that what we did here is durable, for those who come when we are gone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import struct
 
-__all__ = ["MAX_KEY", "MAX_REVISION", "DamagedError", "head_size", "name_of", "pack", "unpack"]
+__all__ = ["MAX_KEY", "MAX_REVISION", "DamagedError", "head_size", "key_in", "name_of", "pack", "unpack"]
 
 MAX_KEY, MAX_REVISION = 65535, 255  # bytes
 
@@ -49,20 +49,39 @@ def unpack(start: bytes, total: int, key: str) -> tuple[bytes, int]:
     Raises:
         DamagedError: it is not whole, or of another key.
     """
+    revision, found, size = _head(start)
+    begin = head_size(start)
+    if total != begin + size:
+        raise DamagedError(f"is torn: it has {total} bytes and should have {begin + size}")
+    if found != key.encode():
+        raise DamagedError("holds another key")
+    return revision, begin
+
+
+def key_in(start: bytes) -> str:
+    """Return the key in the head of a file that begins with *start*; the data need not be whole.
+
+    Raises:
+        DamagedError: the head is not whole.
+    """
+    _, found, _ = _head(start)
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        raise DamagedError("holds a key that is no text") from None
+
+
+def _head(start: bytes) -> tuple[bytes, bytes, int]:
+    """Revision, key and size of the data, verified."""
     if len(start) < _BODY or not start.startswith(_MAGIC):
         raise DamagedError("is no file of this store, or torn")
     _, version, revision_size, _, size = _FIXED.unpack_from(start)
     if version > _FORMAT:
         raise DamagedError(f"has format {version}, newer than {_FORMAT}: upgrade overwinter")
-    begin = head_size(start)
-    names = start[_BODY:begin]
+    names = start[_BODY : head_size(start)]
     if version < 1 or _checksum(start[: _FIXED.size], names) != start[_FIXED.size : _BODY]:
         raise DamagedError("is damaged")
-    if total != begin + size:
-        raise DamagedError(f"is torn: it has {total} bytes and should have {begin + size}")
-    if names[revision_size:] != key.encode():
-        raise DamagedError("holds another key")
-    return names[:revision_size], begin
+    return names[:revision_size], names[revision_size:], int(size)
 
 
 def _checksum(fixed: bytes, names: bytes) -> bytes:

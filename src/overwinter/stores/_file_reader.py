@@ -1,30 +1,28 @@
-"""Reading the files of a FileStore: what is whole, of this key and durable, or an error, never a guess.
+"""Reading the files of a FileStore, with their folder locked: what is seen is durable.
 
-This file knows what makes a file one of ours, and the threads' work for gets and heads. It writes nothing.
+This file knows the threads' work for gets, heads and listings. It writes nothing, and does not know what makes a
+file one of ours (``_file_record.py``), or how keys are found (``_file_listing.py``).
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 import time
 
-from ..errors import CorruptRecordError, OverwinterError, StoreUnavailableError, UsageError
+from ..errors import OverwinterError, StoreUnavailableError, UsageError
 from ._file_folder import Folder, Shard
-from ._file_frame import DamagedError, head_size, name_of, unpack
+from ._file_frame import name_of
 from ._file_layer import Files, refusal
+from ._file_listing import part_of
+from ._file_record import load
 from ._jobs import Job
-from .base import Stored
 
-__all__ = ["IN_LINE", "FileReader", "load", "refuse", "refuse_late"]
+__all__ = ["IN_LINE", "FileReader", "refuse", "refuse_late"]
 
 IN_LINE = 0.02  # seconds to wait for a lock before other jobs get their turn
-_FIRST_READ = 8192  # bytes; most files are read whole by the first read
 
 
 class FileReader:
-    """Gets and heads. Each shares the lock with other readers, so that it sees nothing that is not durable yet."""
+    """Gets, heads and parts of the listing. They share the lock with other readers, and see nothing not durable yet."""
 
     def __init__(self, folder: Folder, files: Files, timeout: float) -> None:
         self._folder = folder
@@ -48,17 +46,25 @@ class FileReader:
             self._attempt(batch[0], time.monotonic() + IN_LINE)
 
     def _attempt(self, job: Job, until: float) -> None:
-        name = name_of(job.key)
+        name = job.key if job.lists else name_of(job.key)
         try:
             self._folder.check()
             with self._folder.shard(name) as shard:
                 if shard.hold(until, shared=True):
-                    stored = load(self._files, shard, name, job.key, whole=job.verb == "get")
-                    job.answer(stored if stored is None or job.verb == "get" else stored.revision)
+                    self._answer(job, shard, name)
                 else:
                     refuse_late(job, shard, self._timeout)
         except (OverwinterError, OSError) as error:
             refuse(job, error, self._folder.path)
+
+    def _answer(self, job: Job, shard: Shard, name: str) -> None:
+        if job.verb == "keys":
+            job.answer(part_of(self._files, shard, job.scope))
+        elif job.verb == "count":
+            job.answer(len(shard.records()))
+        else:
+            stored = load(self._files, shard, name, job.key, whole=job.verb == "get")
+            job.answer(stored if stored is None or job.verb == "get" else stored.revision)
 
 
 def refuse(job: Job, error: OverwinterError | OSError, path: str) -> None:
@@ -66,7 +72,7 @@ def refuse(job: Job, error: OverwinterError | OSError, path: str) -> None:
     if isinstance(error, StoreUnavailableError | UsageError):
         job.refuse(StoreUnavailableError(str(error)))
     elif isinstance(error, OSError):
-        job.refuse(refusal(error, f"{path}, key {job.key!r}"))
+        job.refuse(refusal(error, f"{path}, {job.subject}"))
     else:
         job.refuse(error)
 
@@ -76,47 +82,6 @@ def refuse_late(job: Job, shard: Shard, timeout: float) -> None:
         job.refuse(
             StoreUnavailableError(
                 f"other processes kept {shard.path} locked for {timeout:g} s, and nothing was read or stored; "
-                f"key {job.key!r}: see whether one of them is stopped, or raise timeout="
+                f"{job.subject}: see whether one of them is stopped, or raise timeout="
             )
         )
-
-
-def load(files: Files, shard: Shard, name: str, key: str, *, whole: bool) -> Stored | None:
-    """Read and verify a file; unless *whole*, without its data."""
-    try:
-        try:
-            descriptor = files.open(name, shard.descriptor)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise DamagedError("is no plain file") from None
-            raise
-        try:
-            return _verified(files, descriptor, key, whole=whole)
-        finally:
-            files.close(descriptor)
-    except DamagedError as error:
-        raise CorruptRecordError(
-            f"{shard.path}/{name} {error}; key {key!r}. It is left as it is: restore it from a backup"
-        ) from None
-
-
-def _verified(files: Files, descriptor: int, key: str, *, whole: bool) -> Stored:
-    status = files.stat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise DamagedError("is no plain file")
-    if status.st_uid != os.geteuid():
-        raise DamagedError(f"belongs to user {status.st_uid}")
-    start = files.read(descriptor, _FIRST_READ, 0)
-    if head_size(start) > len(start):
-        start = files.read(descriptor, head_size(start), 0)
-    revision, begin = unpack(start, status.st_size, key)
-    parts, offset = [start[begin:]], max(begin, len(start))
-    while whole and offset < status.st_size:
-        part = files.read(descriptor, status.st_size - offset, offset)
-        if not part:
-            raise DamagedError("is torn")
-        parts.append(part)
-        offset += len(part)
-    return Stored(b"".join(parts) if whole else b"", revision)

@@ -15,7 +15,8 @@ from ..errors import OutcomeUnknownError, OverwinterError, UsageError
 from ._file_folder import Folder, Shard, temporary_name
 from ._file_frame import name_of, pack
 from ._file_layer import Files, definite
-from ._file_reader import IN_LINE, load, refuse, refuse_late
+from ._file_reader import IN_LINE, refuse, refuse_late
+from ._file_record import load
 from ._jobs import Job, conflict
 from .base import Expect
 

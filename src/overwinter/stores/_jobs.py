@@ -31,12 +31,15 @@ _LOOK_AHEAD = 4 * MAX_ROWS  # how many jobs of keys that are taken already are l
 class Job:
     """One call and, later, its answer."""
 
-    verb: Literal["get", "head", "put", "delete"]
+    verb: Literal["get", "head", "put", "delete", "keys", "count"]
     key: str
+    """Whose record it is about; of a listing, what its keys begin with, or another name for its part of the store."""
     future: asyncio.Future[Any]
     data: bytes = b""
     revision: Revision = b""
     expected: Revision | Expect = Expect.ANY
+    scope: Any = None
+    """Of a listing: where it goes on. A worker's own business."""
     sent: float = field(default_factory=time.monotonic)
     value: Any = None
     error: Exception | None = None
@@ -44,7 +47,16 @@ class Job:
 
     @property
     def reads(self) -> bool:
-        return self.verb in ("get", "head")
+        return self.verb not in ("put", "delete")
+
+    @property
+    def lists(self) -> bool:
+        return self.verb in ("keys", "count")
+
+    @property
+    def subject(self) -> str:
+        """What it is about, for an error."""
+        return f"listing {self.key!r}" if self.lists else f"key {self.key!r}"
 
     def answer(self, value: Any = None) -> None:
         self.value, self.answered = value, True
@@ -172,7 +184,7 @@ class Desk(ABC):
         for job in jobs:
             if not job.answered:
                 kind = StoreUnavailableError if job.reads else OutcomeUnknownError
-                job.refuse(kind(f"the disk under the store {what}; key {job.key!r}: see whether it hangs"))
+                job.refuse(kind(f"the disk under the store {what}; {job.subject}: see whether it hangs"))
         self._settle(list(jobs))
 
     def _resolve(self, future: asyncio.Future[None], error: Exception | None) -> None:
@@ -249,6 +261,6 @@ def _blame(batch: list[Job], error: Exception) -> None:
                 job.refuse(type(error)(*error.args))
                 continue
             what = f"the store failed in a way it does not know ({type(error).__name__})"
-            unknown = OutcomeUnknownError(f"{what}; key {job.key!r}: please report this")
+            unknown = OutcomeUnknownError(f"{what}; {job.subject}: please report this")
             unknown.__cause__ = error
             job.refuse(unknown)

@@ -13,7 +13,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import InvalidKeyError, StoreError, StoreUnavailableError, UsageError
 from ._claims import Claims
@@ -119,6 +119,10 @@ class LocalStore(Store):
     async def delete(self, key: str, *, expected: Revision | Expect) -> None:
         await self._send(Job("delete", key, self._future(key), expected=expected))
 
+    async def _ask(self, verb: Literal["keys", "count"], part: str, scope: object = None) -> Any:
+        """Have some of a listing done."""
+        return await self._send(Job(verb, part, self._future(part), scope=scope))
+
     def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
         """Begin a put and return a bare future, no task, that carries its outcome."""
         if expected is Expect.ANY:
@@ -129,12 +133,15 @@ class LocalStore(Store):
 
     def _future(self, key: str) -> asyncio.Future[Any]:
         self._check_open()
+        self._check_text(key)
+        return asyncio.get_running_loop().create_future()
+
+    def _check_text(self, key: str) -> None:
         if not key.isascii():
             try:
                 key.encode()
             except UnicodeEncodeError:
                 raise InvalidKeyError("a key holds a lone surrogate: decode it as UTF-8 at its source") from None
-        return asyncio.get_running_loop().create_future()
 
     def _send(self, job: Job) -> asyncio.Future[Any]:
         self._desk(job).send(job)

@@ -213,9 +213,9 @@ def definite_commit(error: apsw.Error, connection: apsw.Connection) -> bool:
     return _code(error) == apsw.SQLITE_IOERR_WRITE and connection.system_errno in _DISK_FULL
 
 
-def refusal(error: Exception, path: str, key: str | None = None) -> Exception:
+def refusal(error: Exception, path: str, subject: str = "") -> Exception:
     """The error of ours for something that certainly did not happen."""
-    what = path if key is None else f"{path}, key {key!r}"
+    what = f"{path}, {subject}" if subject else path
     if isinstance(error, apsw.CorruptError | apsw.NotADBError):
         return CorruptRecordError(
             f"the database is damaged ({code_name(error)}): {what}. Restore a backup; it is left as it is"

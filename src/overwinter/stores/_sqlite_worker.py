@@ -14,6 +14,7 @@ from ..errors import CorruptRecordError, OutcomeUnknownError, StoreUnavailableEr
 from . import _sqlite_db as db
 from ._flock import FairLock
 from ._jobs import Job, conflict
+from ._sqlite_listing import count_of, page_of
 from .base import Expect, Stored
 
 __all__ = ["Reader", "Writer"]
@@ -151,7 +152,7 @@ class Writer:
         if not isinstance(error, apsw.FullError | apsw.BusyError | apsw.ConstraintError):
             self._drop()  # a new connection finds out whether the file can be used again
         for job in jobs:
-            job.refuse(db.refusal(error, self._path, job.key))
+            job.refuse(db.refusal(error, self._path, job.subject))
 
     def _refuse_all(self, jobs: list[Job], why: str) -> None:
         for job in jobs:
@@ -282,7 +283,7 @@ def _report(jobs: list[Job], verdicts: Sequence[Exception | None]) -> None:
 
 
 class Reader:
-    """Gets and heads. Each sees every commit that was acknowledged before it was asked."""
+    """Gets, heads and pages of keys. Each sees every commit that was acknowledged before it was asked."""
 
     def __init__(self, path: str, timeout: float) -> None:
         self._path = path
@@ -297,10 +298,10 @@ class Reader:
             try:
                 _patiently(lambda job=job: self._answer(job), job.sent + self._timeout)  # type: ignore[misc]
             except apsw.Error as error:
-                job.refuse(db.refusal(error, self._path, job.key))
+                job.refuse(db.refusal(error, self._path, job.subject))
                 self._drop()
             except UnicodeEncodeError as error:
-                job.refuse(db.refusal(error, self._path, job.key))
+                job.refuse(db.refusal(error, self._path, job.subject))
 
     def rest(self) -> None:
         """Nothing can wait."""
@@ -311,7 +312,15 @@ class Reader:
     def _answer(self, job: Job) -> None:
         if self._connection is None:
             self._connection = db.connect(self._path)
-        row = db.run(self._connection, _GET if job.verb == "get" else _HEAD, (job.key,)).fetchone()
+        if job.verb == "keys":
+            job.answer(page_of(self._connection, job.key, job.scope))
+        elif job.verb == "count":
+            job.answer(count_of(self._connection, job.key))
+        else:
+            self._look_up(job, self._connection)
+
+    def _look_up(self, job: Job, connection: apsw.Connection) -> None:
+        row = db.run(connection, _GET if job.verb == "get" else _HEAD, (job.key,)).fetchone()
         if row is None:
             job.answer(None)
             return

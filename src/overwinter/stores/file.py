@@ -1,20 +1,22 @@
 """One file per agent in a folder on a local disk: a store without a database.
 
 This file knows which threads do the work. It does not know the store protocol (``_local.py``), the order of system
-calls (``_file_writer.py``, ``_file_reader.py``), folders and locks (``_file_folder.py``), what is in a file
-(``_file_frame.py``) or how threads share the work (``_crew.py``).
+calls (``_file_writer.py``, ``_file_reader.py``, ``_file_listing.py``), folders and locks (``_file_folder.py``), what is
+in a file (``_file_frame.py``, ``_file_record.py``) or how threads share the work (``_crew.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 
-from ..errors import InvalidKeyError, UsageError
+from ..errors import CorruptRecordError, InvalidKeyError, UsageError
 from ._crew import Crew
-from ._file_folder import Folder
+from ._file_folder import SHARDS, Folder
 from ._file_frame import MAX_KEY, MAX_REVISION, name_of
 from ._file_layer import Files
+from ._file_listing import Part
 from ._file_reader import FileReader
 from ._file_writer import FileWriter
 from ._jobs import Desk, Job
@@ -24,6 +26,7 @@ from .base import Durability, Expect, Revision
 __all__ = ["FileStore"]
 
 _WRITERS = 8  # a disk does two to three times as many flushes at once as one by one; more threads add little
+_TOLD = 5  # damaged files that an error names
 _READERS = 2  # what is in the page cache costs only the interpreter's time, of which two threads have no more than one
 
 
@@ -53,6 +56,7 @@ class FileStore(LocalStore):
       that can be trusted; the store then declares ``Durability.PROCESS``, since what is beyond is the server's word.
     * Two flushes for each put, shared only by puts that wait for one folder: ``SQLiteStore`` is several times as fast
       under load.
+    * Listing its keys reads the head of every file, and keeps in memory the names in one of the 256 folders.
     * Opening it lists the names of all files, to remove what killed writers left: about a second for a million.
     * Never delete the lock files in use. Copying the folder while it is in use gives each record whole, but not all
       of one moment.
@@ -84,6 +88,40 @@ class FileStore(LocalStore):
         if len(revision) > MAX_REVISION:
             raise UsageError(f"the revision of key {key!r} has more than {MAX_REVISION} bytes: use 16 random ones")
         return super().submit(key, data, revision=revision, expected=expected)
+
+    async def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """Yield the keys that begin with *prefix*, as the heads of all files tell them; see ``Store.keys``.
+
+        Raises:
+            CorruptRecordError: some files can't be told the key of. It comes last, when all other keys were yielded:
+                one damaged file neither hides others nor is left out in silence. It comes whatever *prefix* is, since
+                the keys may begin with it. Damage behind a whole head is for ``get`` to tell.
+        """
+        self._check_text(prefix)
+        damaged: list[str] = []
+        number = 0
+        for folder in SHARDS:
+            left: list[str] | None = None
+            while left is None or left:
+                part: Part = await self._ask("keys", folder, left)
+                left = part.left
+                number += len(part.damaged)
+                damaged += part.damaged[: _TOLD - len(damaged)]
+                for key in part.keys:
+                    if key.startswith(prefix):
+                        yield key
+        if number:
+            raise CorruptRecordError(
+                f"{number} files can't be told the key of, all others were listed: {'; '.join(damaged)}"
+                f"{' …' if number > len(damaged) else ''}. They are left as they are: restore them from a backup"
+            )
+
+    async def count(self, prefix: str = "") -> int:
+        """Return how many keys begin with *prefix*. All of them are counted by the names of files, damaged ones too."""
+        if prefix:
+            return await super().count(prefix)
+        numbers: list[int] = [await self._ask("count", folder) for folder in SHARDS]
+        return sum(numbers)
 
     def _desk(self, job: Job) -> Desk:
         reader, writer = self._desks

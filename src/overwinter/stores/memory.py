@@ -6,11 +6,14 @@ This file knows a dictionary. Nothing in it survives the process.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from ..errors import RevisionConflictError, UsageError
 from .base import Durability, Expect, Revision, Store, Stored
 
 __all__ = ["MemoryStore"]
+
+_AT_ONCE = 1000  # keys that are listed before the event loop gets its turn
 
 
 class MemoryStore(Store):
@@ -47,6 +50,19 @@ class MemoryStore(Store):
         if key in self._records and expected is not Expect.ANY:
             self._compare(key, expected)
         self._records.pop(key, None)
+
+    async def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        self._check_open()
+        found = [key for key in self._records if key.startswith(prefix)]  # of one moment, and no copies
+        for number, key in enumerate(found, 1):
+            yield key
+            if not number % _AT_ONCE:
+                await asyncio.sleep(0)
+                self._check_open()
+
+    async def count(self, prefix: str = "") -> int:
+        self._check_open()
+        return sum(key.startswith(prefix) for key in self._records) if prefix else len(self._records)
 
     def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
         return asyncio.ensure_future(self.put(key, data, revision=revision, expected=expected))

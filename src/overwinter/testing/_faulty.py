@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, get_args
 
@@ -15,7 +15,7 @@ from ..stores.base import Durability, Expect, Revision, Store, Stored
 
 __all__ = ["FaultyStore", "Gate", "Verb"]
 
-Verb: TypeAlias = Literal["get", "head", "put", "delete", "claim", "open", "close"]
+Verb: TypeAlias = Literal["get", "head", "put", "delete", "keys", "count", "claim", "open", "close"]
 T = TypeVar("T")
 
 
@@ -93,7 +93,7 @@ class FaultyStore(Store):
         self.calls: Counter[str] = Counter()
         """How often each verb was asked for, failures included."""
         self.log: list[tuple[Verb, str]] = []
-        """Verb and key of each operation, in the order in which they came."""
+        """Verb and key (of a listing: prefix) of each operation, in the order in which they came."""
         self._faults: list[_Fault] = []
         self._gates: list[Gate] = []
 
@@ -146,6 +146,21 @@ class FaultyStore(Store):
     async def delete(self, key: str, *, expected: Revision | Expect) -> None:
         await self._do("delete", key, lambda: self.inner.delete(key, expected=expected))
 
+    async def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """Yield what *inner* yields. A fault comes before the first key, or with ``after=True`` after the last."""
+        before, after = self._ask("keys", prefix)
+        await self._pass_gates("keys", prefix, after=False)
+        if before is not None:
+            raise before
+        async for key in self.inner.keys(prefix):
+            yield key
+        await self._pass_gates("keys", prefix, after=True)
+        if after is not None:
+            raise after
+
+    async def count(self, prefix: str = "") -> int:
+        return await self._do("count", prefix, lambda: self.inner.count(prefix))
+
     async def claim(self, name: str, *, shared: bool, wait: float) -> None:
         await self._do("claim", name, lambda: self.inner.claim(name, shared=shared, wait=wait))
 
@@ -153,9 +168,7 @@ class FaultyStore(Store):
         await self.inner.release(name)
 
     async def _do(self, verb: Verb, key: str, action: Callable[[], Awaitable[T]]) -> T:
-        self.calls[verb] += 1
-        self.log.append((verb, key))
-        before, after = self._fault(verb, key)
+        before, after = self._ask(verb, key)
         await self._pass_gates(verb, key, after=False)
         if before is not None:
             raise before
@@ -165,7 +178,10 @@ class FaultyStore(Store):
             raise after
         return result
 
-    def _fault(self, verb: Verb, key: str) -> tuple[BaseException | None, BaseException | None]:
+    def _ask(self, verb: Verb, key: str) -> tuple[BaseException | None, BaseException | None]:
+        """Note an operation; what it is to raise before it is done, and after."""
+        self.calls[verb] += 1
+        self.log.append((verb, key))
         for fault in self._faults:
             if fault.verb == verb and fault.key in (None, key) and fault.times > 0:
                 error = fault.make()
