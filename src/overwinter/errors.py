@@ -6,7 +6,7 @@ It never holds state, a message's content or a connection string: exception text
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 __all__ = [
     "AgentDeletedError",
@@ -16,6 +16,7 @@ __all__ = [
     "CallIdReusedError",
     "CloseError",
     "ClosedError",
+    "CopyError",
     "CorruptRecordError",
     "InvalidKeyError",
     "MailboxFullError",
@@ -183,6 +184,14 @@ class OutcomeUnknownError(StoreError):
 
 class StoreInUseError(StoreError):
     """Another owner holds this agent name on this store."""
+
+
+class CopyError(StoreError):
+    """``copy_records`` copied all else. ``result``, a ``Copied``, has the numbers and the first keys."""
+
+    def __init__(self, message: str, *, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class SupersededError(OverwinterError):

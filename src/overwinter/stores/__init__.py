@@ -1,6 +1,7 @@
 """Where records are kept.
 
 ``MemoryStore``, ``SQLiteStore`` and ``FileStore`` come with the package; ``Store`` is the base of a store of your own.
+``copy_records`` copies from any store to any other.
 Drivers load on first use: ``import overwinter.stores`` costs no SQLite.
 """
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from ..errors import UsageError
+from ._copy import Copied, copy_records
 from .base import Durability, Expect, Revision, Store, Stored
 from .memory import MemoryStore
 
@@ -17,7 +19,19 @@ if TYPE_CHECKING:
     from .file import FileStore
     from .sqlite import SQLiteStore
 
-__all__ = ["Durability", "Expect", "FileStore", "MemoryStore", "Revision", "SQLiteStore", "Store", "Stored", "from_url"]
+__all__ = [
+    "Copied",
+    "Durability",
+    "Expect",
+    "FileStore",
+    "MemoryStore",
+    "Revision",
+    "SQLiteStore",
+    "Store",
+    "Stored",
+    "copy_records",
+    "from_url",
+]
 
 _SCHEMES = "sqlite:///relative.db, sqlite:////absolute/path.db, file:///absolute/folder, memory://"
 
