@@ -23,6 +23,7 @@ HOUSE = (
     "agent",
     "record",
     "stores",
+    "_store_keys",
     "persistence",
     "telemetry",
     "runtime",

@@ -476,8 +476,27 @@ class InstanceManager(Generic[A]):
         await asyncio.shield(self._home.spawn(self._registry.delete(key)))
 
     def keys(self) -> list[str]:
-        """The keys of the live agents."""
+        """The keys of the live agents. For those that are stored, see ``stored_keys``."""
         return [key for key, server in self._registry.servers.items() if server.state is State.LIVE]
+
+    def stored_keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """Yield the keys of the stored agents, live or not, that begin with *prefix*; each once, in no order.
+
+        Thaws none. What is stored from the first step to the last is yielded; what comes or goes meanwhile may be. An
+        agent that is live and was not stored yet is in ``keys()`` only. With a ``key_fn`` all records of the
+        store are read, of other classes too, since the key stands only in them.
+
+        Raises:
+            CorruptRecordError: not all keys can be told. It comes last, when all others were yielded.
+            UsageError: the store can't list its keys.
+        """
+        self._check()
+        return self._registry.stored_keys(prefix)
+
+    async def count_stored(self, prefix: str = "") -> int:
+        """Return how many agents are stored, live or not, whose keys begin with *prefix*. See ``stored_keys``."""
+        self._check()
+        return await self._registry.count_stored(prefix)
 
     def stats(self) -> Stats:
         """What the manager does now; costs a look at each live agent."""

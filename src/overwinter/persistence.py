@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
+from ._store_keys import KeyFunction, agent_keys, count_agents, default_key
 from ._types import check_key
 from .agent import Agent, AgentType, agent_type
 from .agent._base import KEY
@@ -31,17 +32,11 @@ from .stores.base import Expect, Revision, Store
 __all__ = ["MAX_STATE", "Keeper", "KeyFunction", "Loaded", "Persistence", "default_key", "new_revision"]
 
 A = TypeVar("A", bound=Agent)
-KeyFunction = Callable[[str, str], str]
 
 MAX_STATE = 4 * 1024 * 1024
 """Default bound of an encoded state, in bytes: encoding holds the interpreter for some 3 ms per MB."""
 
 _NOTHING: Mapping[str, Any] = {}
-
-
-def default_key(name: str, key: str) -> str:
-    """The store key of an agent. Injective: the first colon ends the name, whatever stands in either."""
-    return f"{name.replace('%', '%25').replace(':', '%3A')}:{key}"
 
 
 def new_revision() -> Revision:
@@ -77,6 +72,7 @@ class Keeper(Generic[A]):
     ) -> None:
         self.kind, self.store, self.max_state = kind, store, max_state
         self._schema = kind.schema
+        self._names = (kind.name, *kind.aliases)
         self._key_fn, self._now = key_fn or default_key, now
 
     def store_key(self, key: str) -> str:
@@ -85,7 +81,17 @@ class Keeper(Generic[A]):
 
     def store_keys(self, key: str) -> list[str]:
         """Where a record may be, under the class's name and under its former ones."""
-        return [self._key_fn(name, key) for name in (self.kind.name, *self.kind.aliases)]
+        return [self._key_fn(name, key) for name in self._names]
+
+    async def keys(self, prefix: str) -> AsyncIterator[str]:
+        """Yield the keys under which something is stored, readable or not, that begin with *prefix*; each once."""
+        if self.store is not None:
+            async for key in agent_keys(self.store, self._names, prefix, self._key_fn):
+                yield key
+
+    async def count(self, prefix: str) -> int:
+        """Return how many keys begin with *prefix*."""
+        return 0 if self.store is None else await count_agents(self.store, self._names, prefix, self._key_fn)
 
     async def load(self, key: str) -> Loaded[A] | None:
         """Thaw what is stored under *key*, or under it with a former name; ``None`` only if that is nothing.
@@ -229,12 +235,16 @@ class Persistence:
     async def __aexit__(self, *exc: object) -> None:
         await self.store.__aexit__(*exc)
 
-    def _keeper(self, cls: type[A], key: str) -> Keeper[A]:
+    def _keeper(self, cls: type[A]) -> Keeper[A]:
         keeper = self._keepers.get(cls)
         if keeper is None:
             kind = agent_type(cls)
             kind.check()
             keeper = self._keepers[cls] = Keeper(kind, self.store, key_fn=self._key_fn, max_state=self._max_state)
+        return keeper
+
+    def _keeper_of(self, cls: type[A], key: str) -> Keeper[A]:
+        keeper = self._keeper(cls)
         check_key(key, keeper.kind.name)
         return keeper
 
@@ -245,7 +255,7 @@ class Persistence:
             ThawError: something is stored that can't come alive; it is left as it is.
             StoreError: the store could not tell.
         """
-        loaded = await self._keeper(cls, key).load(key)
+        loaded = await self._keeper_of(cls, key).load(key)
         if loaded is None:
             return None
         vars(loaded.agent)[_LINE] = _Line(
@@ -262,7 +272,7 @@ class Persistence:
         Raises:
             RevisionConflictError: somebody else wrote this key; not stored. Thaw, and apply the change again.
         """
-        keeper = self._keeper(type(agent), key)
+        keeper = self._keeper_of(type(agent), key)
         line = agent.__dict__.get(_LINE)
         if line is None or agent.__dict__.get(KEY) != key:
             line = _Line(keeper.store_key(key), Expect.ABSENT, 0, {}, (), set())
@@ -297,6 +307,23 @@ class Persistence:
 
     async def delete(self, cls: type[Agent], key: str) -> None:
         """Delete what is stored under *key*, readable or not. Idempotent."""
-        keeper = self._keeper(cls, key)
+        keeper = self._keeper_of(cls, key)
         for store_key in keeper.store_keys(key):
             await self.store.delete(store_key, expected=Expect.ANY)
+
+    async def keys(self, cls: type[Agent], prefix: str = "") -> AsyncIterator[str]:
+        """Yield the keys of the stored agents that begin with *prefix*, each once, in no order; thaw none.
+
+        What is stored from the first step to the last is yielded; what comes or goes meanwhile may be. With a
+        ``key_fn`` all records of the store are read, of other classes too, since the key stands only in them.
+
+        Raises:
+            CorruptRecordError: not all keys can be told. It comes last, when all others were yielded.
+            UsageError: the store can't list its keys.
+        """
+        async for key in self._keeper(cls).keys(prefix):
+            yield key
+
+    async def count(self, cls: type[Agent], prefix: str = "") -> int:
+        """Return how many agents are stored whose keys begin with *prefix*; see ``keys`` for what it raises."""
+        return await self._keeper(cls).count(prefix)

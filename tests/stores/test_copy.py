@@ -244,6 +244,15 @@ async def test_a_record_that_is_torn_is_told_and_the_rest_is_copied(in_memory):
     assert set(await content(target)) == set(KEYS[2:])
 
 
+async def test_many_damaged_records_are_a_number_and_the_first_keys():
+    source, target = await pair(KEYS)
+    source.fail("get", CorruptRecordError("torn"), times=40)
+    with pytest.raises(CopyError, match=r"40 can't be read .* …\)") as caught:
+        await copy_records(source, target)
+    assert len(caught.value.result.unreadable_keys) == 10
+    assert len(await content(target.inner)) == len(KEYS) - 40
+
+
 async def test_what_is_damaged_at_the_target_is_told_and_left(in_memory):
     source, target = MemoryStore(), FileStore(in_memory / "b")
     await fill(source, ["a", "b"])

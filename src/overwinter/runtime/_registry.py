@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -112,6 +112,21 @@ class Registry(Generic[A]):
         """A detached copy of the agent as it is between turns."""
         copy: A = await self.call(key, SNAPSHOT, (), {})
         return copy
+
+    # ------------------------------------------------------------ what is stored
+
+    async def stored_keys(self, prefix: str) -> AsyncIterator[str]:
+        """Yield the keys of the stored agents, live or not; when the store is open."""
+        if self.home.opening is not None:
+            await asyncio.shield(self.home.opening)
+        async for key in self.home.keeper.keys(prefix):
+            yield key
+
+    async def count_stored(self, prefix: str) -> int:
+        """Return how many agents are stored, live or not; when the store is open."""
+        if self.home.opening is not None:
+            await asyncio.shield(self.home.opening)
+        return await self.home.keeper.count(prefix)
 
     # ------------------------------------------------------------ lives
 
