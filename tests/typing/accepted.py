@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self, assert_type
 
 from overwinter import Agent, AgentSystem, InstanceManager, Persistence, Signal, on, readonly, transient, upcast
-from overwinter.stores import MemoryStore
+from overwinter.stores import Copied, MemoryStore, copy_records
 
 
 @dataclass
@@ -91,6 +91,13 @@ async def main(
     assert_type(await counters.call("ada", Counter.increment, 2), int)
     assert_type(await counters.call("ada", Counter.read), int)
     assert_type(counters.lookup("ada"), Counter | None)
+    assert_type([key async for key in counters.stored_keys()], list[str])
+    assert_type(await counters.count_stored("a"), int)
+    async with Persistence(MemoryStore()) as persistence:
+        assert_type([key async for key in persistence.keys(Counter)], list[str])
+    bar: list[int] = []
+    copied = await copy_records(MemoryStore(), MemoryStore(), on_progress=lambda so_far: bar.append(so_far.seen))
+    assert_type(copied, Copied)
     assert_type(await counters.state("ada"), Counter)
     assert_type(counters.tell("ada", Counter.increment, by=3), None)
 
