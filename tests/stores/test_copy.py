@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from storing import new
 
 from overwinter import Agent, InstanceManager
 from overwinter.errors import (
@@ -27,10 +27,6 @@ KEYS = [
     *(f"Agent:{number}" for number in range(150)), "Agent:\0", "Agent:%_*", "Other:1", "Other:é", "Other:e\u0301",
     "Other:\U0010ffff", "/../x", "x" * 1024,
 ]  # fmt: skip
-
-
-def new() -> bytes:
-    return os.urandom(16)
 
 
 async def fill(store: Store, keys: list[str]) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from storing import create, new, sqlite
 
 from overwinter.errors import (
     ClosedError,
@@ -56,11 +57,7 @@ def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def fill(store: Store, keys: list[str]) -> None:
-    await asyncio.gather(*(put(store, key) for key in keys))
-
-
-async def put(store: Store, key: str) -> None:
-    await store.put(key, b"x", revision=os.urandom(16), expected=Expect.ABSENT)
+    await asyncio.gather(*(create(store, key) for key in keys))
 
 
 async def listed(store: Store, prefix: str = "") -> list[str]:
@@ -135,10 +132,10 @@ async def test_what_stays_is_listed_once_while_others_come_and_go(make):
             seen.append(key)
             if go:
                 await store.delete(go.pop(), expected=Expect.ANY)
-                await put(store, come.pop())
+                await create(store, come.pop())
                 touched = stay[len(go)]  # a new version of a record is the same key
                 head = await store.head(touched)
-                await store.put(touched, b"y", revision=os.urandom(16), expected=head)
+                await store.put(touched, b"y", revision=new(), expected=head)
         assert len(seen) == len(set(seen))
         assert set(stay) <= set(seen) <= set(keys)
 
@@ -222,17 +219,6 @@ async def test_a_store_of_ones_own_lists_when_it_can():
 
 
 # ---------------------------------------------------------------- SQLite
-
-
-def sqlite(ask, path, script: str) -> str:
-    """Look at or change the file as another program does."""
-    code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
-    return ask(
-        code + "[print(*r) for s in sys.argv[2].split(';;') for r in c.execute(s)]; c.commit(); c.close()",
-        path,
-        script,
-        prelude="",
-    )
 
 
 async def test_no_transaction_is_open_between_two_keys(tmp_path, ask, monkeypatch):
