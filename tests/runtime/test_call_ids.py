@@ -159,3 +159,17 @@ async def test_the_direct_api_keeps_the_receipts():
 async def test_an_id_is_short_text(call_id):
     with pytest.raises(ValueError, match="call_id is"):
         InstanceManager(Counter).options(call_id=call_id)
+
+
+async def test_ids_are_kept_up_to_64_and_their_replies_to_16_kilobytes():
+    async with InstanceManager(Shop, store=MemoryStore()) as shops:
+        for number in range(64):
+            await shops.options(call_id=str(number)).call("a", Shop.sell, "tea")
+        assert await shops.options(call_id="0").call("a", Shop.sell, "tea") == ("tea", 1)
+        await shops.options(call_id="64").call("a", Shop.sell, "tea")
+        assert await shops.options(call_id="1").call("a", Shop.sell, "tea") == ("tea", 2)
+        assert await shops.options(call_id="0").call("a", Shop.sell, "tea") == ("tea", 66)  # the oldest is forgotten
+        for number in range(8):
+            await shops.options(call_id=f"large {number}").call("a", Shop.sell, "x" * 3000)
+        assert (await shops.options(call_id="large 7").call("a", Shop.sell, "x" * 3000))[1] == 74
+        assert (await shops.options(call_id="large 0").call("a", Shop.sell, "x" * 3000))[1] == 75  # no room
