@@ -85,7 +85,7 @@ def inspect(registry: Registry[Any], key: str) -> Inspection:
     """Look at one key, live or not."""
     home, server = registry.home, registry.servers.get(key)
     holders = tuple(home.held.get(key, ()))
-    error = home.failures.last(key)
+    error: type[BaseException] | None = home.failures.last(key)
     if server is None:
         told = None if error is None else error.__name__
         return Inspection(key, State.COLD.value, 0, 0, len(holders), holders, None, told, None)
