@@ -20,6 +20,7 @@ from overwinter.errors import (
     CorruptRecordError,
     MigrationError,
     NewerRecordError,
+    RevisionConflictError,
     StoreInUseError,
     ThawError,
     UnknownAgentError,
@@ -385,3 +386,20 @@ async def test_a_record_and_its_row_must_agree_on_the_revision():
         async with Untouched(store, key), InstanceManager(Before, store=store) as carts:
             with pytest.raises(CorruptRecordError, match=r"cart 'ada'.*disagree on its revision"):
                 await carts.call("ada", Before.add, "pear")
+
+
+async def test_the_direct_api_stores_finds_and_deletes():
+    async with Persistence(MemoryStore()) as persistence:
+        assert await persistence.thaw(Before, "ada") is None
+        await persistence.hibernate("ada", Before(items=["apple"]))
+        with pytest.raises(RevisionConflictError, match=r"cart 'ada'.*thaw it again"):
+            await persistence.hibernate("ada", Before(items=["over what is there"]))
+        one, two = [await persistence.thaw(Before, "ada") for _ in range(2)]
+        one.items.append("fig")
+        await persistence.hibernate("ada", one)
+        with pytest.raises(RevisionConflictError):
+            await persistence.hibernate("ada", two)
+        assert (await persistence.thaw(Before, "ada")).items == ["apple", "fig"]
+        for _ in range(2):
+            await persistence.delete(Before, "ada")
+            assert await persistence.thaw(Before, "ada") is None

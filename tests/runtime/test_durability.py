@@ -296,6 +296,8 @@ async def test_hibernate_replies_at_once_and_stores_on_stop():
     store = FaultyStore(MemoryStore())
     async with InstanceManager(Counter, store=store, durability="hibernate") as counters:
         assert await counters.call("ada", Counter.increment) == 1
+        for _ in range(20):
+            await asyncio.sleep(0)
         assert store.calls["put"] == 0
         assert counters.stats().dirty == 1
         assert counters.stats().dirty_since is not None

@@ -23,6 +23,7 @@ async def test_lookup_sees_only_who_is_live_and_starts_nothing():
     store = FaultyStore(MemoryStore())
     async with InstanceManager(Counter, store=store) as counters:
         assert counters.lookup("ada") is None
+        assert counters.inspect("ada").state == "cold"
         gate = store.hold("get")
         thaw = asyncio.create_task(counters.get("ada"))
         await rest()
