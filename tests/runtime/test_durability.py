@@ -8,7 +8,7 @@ import math
 import pytest
 from agents import Counter
 
-from overwinter import Agent, InstanceManager, MemoryStore, Persistence
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence, readonly
 from overwinter.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
@@ -350,6 +350,7 @@ async def test_initial_and_on_start_make_a_fresh_agent_dirty_and_its_first_reply
         async def on_start(self) -> None:
             self.at = self.at or 7
 
+        @readonly
         async def read(self) -> int:
             return self.at
 
