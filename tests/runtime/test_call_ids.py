@@ -76,6 +76,10 @@ async def test_another_call_under_the_same_id_is_an_error():
             with pytest.raises(CallIdReusedError, match="call_id '1'"):
                 await other
         assert (await shops.state("a")).sold == 1
+        again = await shops.options(call_id="2").get("a")
+        assert await again.in_steps() == 2
+        with pytest.raises(CallIdReusedError, match="call_id '2'"):
+            await again.large()  # another method, the same arguments
 
 
 async def test_what_failed_or_changed_nothing_is_not_kept():
@@ -128,7 +132,9 @@ async def test_an_id_is_part_of_rollback():
         assert isinstance(call.exception(), StoreUnavailableError)
         store.heal()
         assert await shops.options(call_id="1").call("a", Shop.sell, "tea") == ("tea", 1)
+        assert (await shops.state("a")).sold == 1  # it was made now: the first one never was
         assert await shops.options(call_id="1").call("a", Shop.sell, "tea") == ("tea", 1)
+        assert (await shops.state("a")).sold == 1
 
 
 async def test_an_unknown_outcome_is_cleared_up_by_repeating_under_the_id():

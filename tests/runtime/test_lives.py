@@ -144,6 +144,34 @@ async def test_a_stop_whose_last_put_fails_says_so_and_the_agent_lives_on():
         assert (await stored(store.inner, Tidy, "a")).n == 102
 
 
+async def test_what_on_stop_changed_and_could_not_be_stored_is_kept_where_it_was_acknowledged():
+    class Parting(Tidy, name="parting"):
+        async def on_start(self, store: FaultyStore) -> None:
+            self.store = store
+
+        async def on_stop(self) -> None:
+            self.n += 100
+            self.store.fail("put", down, times=math.inf)  # after what it was before is stored
+
+    reports()
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    options = {"durability": "hibernate", "clock": clock, "store_patience": 5}
+    async with InstanceManager(Parting, store=store, context=store, **options) as manager:
+        await manager.call("a", Parting.add)
+        stop = asyncio.create_task(manager.stop("a"))
+        await pass_time(clock, stop.done)
+        assert isinstance(stop.exception(), StoreUnavailableError)
+        assert (await stored(store.inner, Parting, "a")).n == 1
+        assert manager.stats().dirty == 1
+        reads = store.calls["get"]
+        assert await outcome(manager.call("a", Parting.add)) == 102  # from its bytes, not from the store
+        assert store.calls["get"] == reads
+        store.heal()
+        await pass_time(clock, lambda: not manager.stats().dirty)
+        assert (await stored(store.inner, Parting, "a")).n == 102
+        store.fail = lambda *_, **__: None
+
+
 async def test_a_call_that_waits_for_an_end_which_fails_runs_in_the_life_that_goes_on():
     store, clock = FaultyStore(MemoryStore()), ManualClock()
     async with InstanceManager(Tidy, store=store, clock=clock, store_patience=5) as manager:
