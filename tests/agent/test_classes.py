@@ -557,3 +557,14 @@ def test_on_start_that_takes_more_is_told_when_a_manager_is_built():
     for cls in (Two, Keyword):
         with pytest.raises(TypeError, match=f"{cls.__name__}: on_start takes"):
             InstanceManager(cls)
+
+
+def test_a_name_is_the_classs_own_or_the_one_it_is_given_and_never_depends_on_the_module():
+    class Cart(Agent):
+        pass
+
+    class Named(Agent, name="cart"):
+        pass
+
+    names = [repr(InstanceManager(cls)) for cls in (Cart, Named)]
+    assert names == ["<InstanceManager of Cart: 0 live>", "<InstanceManager of cart: 0 live>"]

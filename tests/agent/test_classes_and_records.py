@@ -20,6 +20,7 @@ from overwinter.errors import (
     CorruptRecordError,
     MigrationError,
     NewerRecordError,
+    RevisionConflictError,
     StoreInUseError,
     ThawError,
     UnknownAgentError,
@@ -364,3 +365,41 @@ async def test_two_classes_that_share_a_former_name_can_not_own_one_store():
     system.manager(Other, owner_wait=0)
     with pytest.raises(StoreInUseError, match="'trolley'"):
         await system.open()
+
+
+def test_the_default_key_tells_all_pairs_apart():
+    names = ["a", "a:b", "a%3Ab", "a%b", "a%", "%3A", ":", "a:"]
+    keys = ["c", "b:c", ":c", "%3Ac", ":", "3Ac"]
+    assert len({default_key(name, key) for name in names for key in keys}) == len(names) * len(keys)
+    assert default_key("a", "b:c") == "a:b:c"  # a key is left as it is
+    assert default_key("a:b", "c") == "a%3Ab:c"
+
+
+async def test_a_record_and_its_row_must_agree_on_the_revision():
+    store = MemoryStore()
+    async with store:
+        async with InstanceManager(Before, store=store) as carts:
+            await carts.call("ada", Before.add, "apple")
+        key = default_key("cart", "ada")
+        found = await store.get(key)
+        await store.put(key, found.data, revision=b"another revision", expected=found.revision)
+        async with Untouched(store, key), InstanceManager(Before, store=store) as carts:
+            with pytest.raises(CorruptRecordError, match=r"cart 'ada'.*disagree on its revision"):
+                await carts.call("ada", Before.add, "pear")
+
+
+async def test_the_direct_api_stores_finds_and_deletes():
+    async with Persistence(MemoryStore()) as persistence:
+        assert await persistence.thaw(Before, "ada") is None
+        await persistence.hibernate("ada", Before(items=["apple"]))
+        with pytest.raises(RevisionConflictError, match=r"cart 'ada'.*thaw it again"):
+            await persistence.hibernate("ada", Before(items=["over what is there"]))
+        one, two = [await persistence.thaw(Before, "ada") for _ in range(2)]
+        one.items.append("fig")
+        await persistence.hibernate("ada", one)
+        with pytest.raises(RevisionConflictError):
+            await persistence.hibernate("ada", two)
+        assert (await persistence.thaw(Before, "ada")).items == ["apple", "fig"]
+        for _ in range(2):
+            await persistence.delete(Before, "ada")
+            assert await persistence.thaw(Before, "ada") is None

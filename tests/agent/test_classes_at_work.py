@@ -137,6 +137,21 @@ async def test_transient_attributes_are_no_fields():
     assert b"llm" not in stored.data
 
 
+async def test_what_is_declared_transient_may_be_set_later_than_in_on_start():
+    class Lazy(Agent):
+        cache: dict[str, int] = transient()
+
+        async def fill(self) -> None:
+            self.cache = {"a": 1}
+
+        async def look(self) -> int:
+            return self.cache["a"]
+
+    async with InstanceManager(Lazy, store=MemoryStore()) as manager:
+        await manager.call("ada", Lazy.fill)
+        assert await manager.call("ada", Lazy.look) == 1
+
+
 class Animal(Agent, version=2):
     legs: int = 4
     log: list[str] = []

@@ -9,6 +9,8 @@ import textwrap
 
 import pytest
 
+from overwinter import Agent, InstanceManager, MemoryStore
+
 PROGRAM = """
     import asyncio, sys
     import overwinter
@@ -75,3 +77,18 @@ def test_whom_it_could_not_store_is_named_and_the_status_is_not_zero(tmp_path, n
     assert status == 1
     assert "not stored: 'ada'" in err
     assert "Traceback" not in err
+
+
+class Counter(Agent):
+    count: int = 0
+
+    async def increment(self) -> int:
+        self.count += 1
+        return self.count
+
+
+async def test_a_manager_leaves_signals_alone():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    async with InstanceManager(Counter, store=MemoryStore()) as counters:
+        await counters.call("ada", Counter.increment)
+        assert {number: signal.getsignal(number) for number in before} == before

@@ -8,7 +8,7 @@ import pytest
 from agents import Counter
 
 from overwinter import Agent, InstanceManager, MemoryStore
-from overwinter.errors import MailboxFullError, StoreUnavailableError, ThawError, TooManyLiveError
+from overwinter.errors import MailboxFullError, StateTooLargeError, StoreUnavailableError, ThawError, TooManyLiveError
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -139,3 +139,24 @@ async def test_a_store_that_is_down_is_not_asked_without_end():
 async def test_a_bound_is_one_or_more(options):
     with pytest.raises(ValueError, match="1 or more"):
         InstanceManager(Counter, **options)
+
+
+async def test_those_in_the_queue_count_for_the_mailbox_too():
+    async with InstanceManager(Counter, max_mailbox=3) as counters:
+        event = asyncio.Event()
+        running = asyncio.create_task(counters.call("ada", Counter.wait, event))
+        await until(lambda: counters.inspect("ada").running)
+        waiting = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(3)]
+        await until(lambda: counters.stats().queued == 3)
+        with pytest.raises(MailboxFullError, match="3 calls wait already"):
+            await counters.call("ada", Counter.increment)
+        event.set()
+        assert [await running, *await asyncio.gather(*waiting)] == [0, 1, 2, 3]
+
+
+async def test_the_default_bound_of_a_state_is_four_megabytes():
+    async with InstanceManager(Heavy, store=MemoryStore()) as heavies:
+        assert await heavies.call("a", Heavy.fill, 4 * 1024 * 1024 - 100)
+        with pytest.raises(StateTooLargeError, match=r"max_state=4,194,304"):
+            await heavies.call("a", Heavy.fill, 4 * 1024 * 1024)
+        assert len((await heavies.state("a")).text) == 4 * 1024 * 1024 - 100

@@ -76,6 +76,10 @@ async def test_another_call_under_the_same_id_is_an_error():
             with pytest.raises(CallIdReusedError, match="call_id '1'"):
                 await other
         assert (await shops.state("a")).sold == 1
+        again = await shops.options(call_id="2").get("a")
+        assert await again.in_steps() == 2
+        with pytest.raises(CallIdReusedError, match="call_id '2'"):
+            await again.large()  # another method, the same arguments
 
 
 async def test_what_failed_or_changed_nothing_is_not_kept():
@@ -128,7 +132,9 @@ async def test_an_id_is_part_of_rollback():
         assert isinstance(call.exception(), StoreUnavailableError)
         store.heal()
         assert await shops.options(call_id="1").call("a", Shop.sell, "tea") == ("tea", 1)
+        assert (await shops.state("a")).sold == 1  # it was made now: the first one never was
         assert await shops.options(call_id="1").call("a", Shop.sell, "tea") == ("tea", 1)
+        assert (await shops.state("a")).sold == 1
 
 
 async def test_an_unknown_outcome_is_cleared_up_by_repeating_under_the_id():
@@ -159,3 +165,17 @@ async def test_the_direct_api_keeps_the_receipts():
 async def test_an_id_is_short_text(call_id):
     with pytest.raises(ValueError, match="call_id is"):
         InstanceManager(Counter).options(call_id=call_id)
+
+
+async def test_ids_are_kept_up_to_64_and_their_replies_to_16_kilobytes():
+    async with InstanceManager(Shop, store=MemoryStore()) as shops:
+        for number in range(64):
+            await shops.options(call_id=str(number)).call("a", Shop.sell, "tea")
+        assert await shops.options(call_id="0").call("a", Shop.sell, "tea") == ("tea", 1)
+        await shops.options(call_id="64").call("a", Shop.sell, "tea")
+        assert await shops.options(call_id="1").call("a", Shop.sell, "tea") == ("tea", 2)
+        assert await shops.options(call_id="0").call("a", Shop.sell, "tea") == ("tea", 66)  # the oldest is forgotten
+        for number in range(8):
+            await shops.options(call_id=f"large {number}").call("a", Shop.sell, "x" * 3000)
+        assert (await shops.options(call_id="large 7").call("a", Shop.sell, "x" * 3000))[1] == 74
+        assert (await shops.options(call_id="large 0").call("a", Shop.sell, "x" * 3000))[1] == 75  # no room

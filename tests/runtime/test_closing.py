@@ -284,3 +284,15 @@ async def test_a_turn_of_another_manager_can_not_call_a_closed_one():
     async with InstanceManager(Caller, context=counters) as callers:
         assert isinstance(await outcome(callers.call("a", Caller.go)), ClosedError)
     assert counters.keys() == []
+
+
+async def test_close_stores_everybody_at_once():
+    store = FaultyStore(MemoryStore())
+    counters, _ = await opened(store=store, durability="hibernate")
+    for n in range(20):
+        await counters.call(str(n), Counter.increment)
+    gate = store.hold("put")
+    close = asyncio.create_task(counters.close())
+    await gate.reached(20)  # none waits for another
+    gate.release()
+    assert await outcome(close) is None

@@ -8,7 +8,7 @@ import math
 import pytest
 from agents import Counter
 
-from overwinter import Agent, InstanceManager, MemoryStore, Persistence
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence, readonly
 from overwinter.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
@@ -296,6 +296,8 @@ async def test_hibernate_replies_at_once_and_stores_on_stop():
     store = FaultyStore(MemoryStore())
     async with InstanceManager(Counter, store=store, durability="hibernate") as counters:
         assert await counters.call("ada", Counter.increment) == 1
+        for _ in range(20):
+            await asyncio.sleep(0)
         assert store.calls["put"] == 0
         assert counters.stats().dirty == 1
         assert counters.stats().dirty_since is not None
@@ -348,6 +350,7 @@ async def test_initial_and_on_start_make_a_fresh_agent_dirty_and_its_first_reply
         async def on_start(self) -> None:
             self.at = self.at or 7
 
+        @readonly
         async def read(self) -> int:
             return self.at
 
@@ -376,3 +379,107 @@ async def test_only_absent_starts_fresh(error):
         assert counters.lookup("ada") is None
         store.heal()
         assert await counters.call("ada", Counter.increment) == 2
+
+
+async def test_the_first_reply_of_an_agent_made_with_initial_waits_readonly_too():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        gate = store.hold("put")
+        await counters.get("ada", initial={"count": 5})
+        read = asyncio.create_task(counters.call("ada", Counter.read))
+        await gate.reached()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not read.done()
+        gate.release()
+        assert await read == 5
+        assert (await stored(store, "ada")).count == 5
+
+
+async def test_every_put_has_a_write_id_of_its_own():
+    store, seen = MemoryStore(), set()
+    async with InstanceManager(Counter, store=store) as counters:
+        for _ in range(5):
+            await counters.call("ada", Counter.increment)
+            seen.add((await store.get("Counter:ada")).revision)
+        await counters.delete("ada")
+        await counters.call("ada", Counter.increment)
+        seen.add((await store.get("Counter:ada")).revision)  # nor does it come back after a delete
+    assert len(seen) == 6
+    assert {len(revision) for revision in seen} == {16}
+
+
+async def test_what_was_told_is_dropped_when_the_change_could_not_be_stored():
+    class Teller(Agent):
+        n: int = 0
+
+        async def on_start(self, context) -> None:
+            self.counters = context
+
+        async def pass_on(self) -> None:
+            self.n += 1
+            self.counters.tell("ada", Counter.increment)
+
+    store = FaultyStore(MemoryStore())
+    async with (
+        InstanceManager(Counter, store=MemoryStore()) as counters,
+        InstanceManager(Teller, store=store, context=counters, store_patience=0) as tellers,
+    ):
+        await tellers.get("t")
+        store.fail("put", StoreUnavailableError("disk full"))
+        with pytest.raises(StoreUnavailableError):
+            await tellers.call("t", Teller.pass_on)
+        await tellers.call("t", Teller.pass_on)
+        await until(lambda: not tellers._home.tasks and not counters._home.tasks)
+        assert await counters.call("ada", Counter.read) == 1  # the second one's
+
+
+async def test_retrying_ends_with_patience():
+    inner, clock, foreign = MemoryStore(), ManualClock(), 0
+
+    class Overtaken(FaultyStore):
+        """Somebody else writes just before each of our puts."""
+
+        async def put(self, key, data, *, revision, expected):
+            nonlocal foreign
+            if foreign >= 0:
+                foreign += 1
+                await write_behind(inner, 1)
+            await super().put(key, data, revision=revision, expected=expected)
+
+    async with InstanceManager(
+        Counter, store=Overtaken(inner), superseded="retry", clock=clock, store_patience=5
+    ) as counters:
+        async with Persistence(inner) as persistence:
+            await persistence.hibernate("ada", Counter())
+        call = asyncio.create_task(counters.call("ada", Counter.increment, 1000))
+        while not call.done():
+            await asyncio.sleep(0)
+            clock.advance(0.01)
+        assert isinstance(call.exception(), SupersededError)
+        assert foreign > 2  # it was tried again
+        done, foreign = foreign, -1
+        assert await counters.call("ada", Counter.increment) == done + 1
+
+
+async def test_another_agents_superseded_error_is_not_ones_own():
+    runs = []
+
+    class Outer(Agent):
+        async def on_start(self, context) -> None:
+            self.counters = context
+
+        async def go(self) -> None:
+            runs.append(1)
+            await self.counters.call("ada", Counter.increment)
+
+    inner = MemoryStore()
+    async with (
+        InstanceManager(Counter, store=inner) as counters,
+        InstanceManager(Outer, context=counters, superseded="retry") as outers,
+    ):
+        await counters.call("ada", Counter.increment)
+        await write_behind(inner, 10)
+        with pytest.raises(SupersededError, match="Counter 'ada'"):
+            await outers.call("o", Outer.go)
+    assert runs == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import os
@@ -39,13 +40,13 @@ async def test_an_idle_agent_hibernates_and_thaws_on_demand():
         counter = await counters.get("ada")
         await counter.increment()
         clock.advance(59)
-        await counter.increment()  # a call restarts the idle clock
+        await counter.read()  # a call restarts the idle clock
         clock.advance(59)
         assert counters.lookup("ada") == counter
         clock.advance(1)
         await until(lambda: counters.lookup("ada") is None)
         assert counters.keys() == []
-        assert await counter.increment() == 3  # a reference never goes stale
+        assert await counter.increment() == 2  # a reference never goes stale
         assert (counters.stats().created, counters.stats().thawed, counters.stats().hibernated) == (1, 1, 1)
 
 
@@ -151,7 +152,33 @@ async def test_an_attachment_is_for_one_block():
                 await attachment.__aenter__()
 
 
-async def test_attach_while_the_idle_timeout_stores_it_keeps_the_same_life():
+async def test_an_attached_agent_is_held_from_before_its_thaw():
+    store, inside, leave = FaultyStore(MemoryStore()), asyncio.Event(), asyncio.Event()
+    log: list[str] = []
+    async with InstanceManager(Recorder, store=store, idle_timeout=0, context=log) as recorders:
+
+        async def hold() -> None:
+            async with recorders.attach("a"):
+                inside.set()
+                await leave.wait()
+
+        gate = store.hold("get")
+        holder = asyncio.create_task(hold())
+        await gate.reached()
+        assert recorders.inspect("a").attached == 1  # so it can't leave as soon as it is alive
+        gate.release()
+        await inside.wait()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert recorders.keys() == ["a"]
+        leave.set()
+        await holder
+        await until(lambda: recorders.keys() == [])
+    assert log == ["start a", "stop a"]
+
+
+@pytest.mark.parametrize("who", ["an attachment", "a call"])
+async def test_whoever_comes_while_the_idle_timeout_stores_it_keeps_the_same_life(who):
     store = FaultyStore(MemoryStore())
     log: list[str] = []
     manager, clock = managed(Recorder, store=store, durability="hibernate", context=log)
@@ -160,9 +187,10 @@ async def test_attach_while_the_idle_timeout_stores_it_keeps_the_same_life():
         gate = store.hold("put")
         clock.advance(60)
         await gate.reached()
-        async with recorders.attach("a") as recorder:
+        async with recorders.attach("a") if who == "an attachment" else contextlib.nullcontext():
             gate.release()
-            assert await recorder.add() == 2
+            if who == "a call":
+                assert await recorders.call("a", Recorder.add) == 2
             await until(lambda: not recorders._home.tasks)
             assert log == ["start a"]
             assert recorders.lookup("a") is not None
@@ -418,9 +446,13 @@ async def test_close_lets_calls_finish_and_ends_those_that_do_not():
     await asyncio.sleep(0)
     with pytest.raises(ClosedError):
         counters.call("other", Counter.read)
+    await until(lambda: clock.timers)
+    clock.advance(4)
+    for _ in range(20):
+        await asyncio.sleep(0)
     event.set()
     assert await quick == 1
-    clock.advance(5)
+    clock.advance(1)
     with pytest.raises(ClosedError, match="rolled back"):
         await stuck
     await close

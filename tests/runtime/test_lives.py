@@ -7,11 +7,12 @@ import contextvars
 import math
 
 import pytest
-from agents import Counter, Order
+from agents import Counter, Order, Recorder
 from waiting import outcome, pass_time, reports, rest, stored
 
 from overwinter import Agent, InstanceManager, MemoryStore
 from overwinter.errors import MissingInitialError, ReentrantCallError, StoreUnavailableError, ThawError
+from overwinter.runtime._lifecycle import Event, State, after
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -141,6 +142,34 @@ async def test_a_stop_whose_last_put_fails_says_so_and_the_agent_lives_on():
         assert await outcome(manager.call("a", Tidy.add)) == 2  # what on_stop changed was undone
         await manager.stop("a")
         assert (await stored(store.inner, Tidy, "a")).n == 102
+
+
+async def test_what_on_stop_changed_and_could_not_be_stored_is_kept_where_it_was_acknowledged():
+    class Parting(Tidy, name="parting"):
+        async def on_start(self, store: FaultyStore) -> None:
+            self.store = store
+
+        async def on_stop(self) -> None:
+            self.n += 100
+            self.store.fail("put", down, times=math.inf)  # after what it was before is stored
+
+    reports()
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    options = {"durability": "hibernate", "clock": clock, "store_patience": 5}
+    async with InstanceManager(Parting, store=store, context=store, **options) as manager:
+        await manager.call("a", Parting.add)
+        stop = asyncio.create_task(manager.stop("a"))
+        await pass_time(clock, stop.done)
+        assert isinstance(stop.exception(), StoreUnavailableError)
+        assert (await stored(store.inner, Parting, "a")).n == 1
+        assert manager.stats().dirty == 1
+        reads = store.calls["get"]
+        assert await outcome(manager.call("a", Parting.add)) == 102  # from its bytes, not from the store
+        assert store.calls["get"] == reads
+        store.heal()
+        await pass_time(clock, lambda: not manager.stats().dirty)
+        assert (await stored(store.inner, Parting, "a")).n == 102
+        store.fail = lambda *_, **__: None
 
 
 async def test_a_call_that_waits_for_an_end_which_fails_runs_in_the_life_that_goes_on():
@@ -281,3 +310,50 @@ async def test_two_deletes_and_a_stop_at_once_all_succeed():
         gate.release()
         assert [await outcome(task) for task in (first, *others)] == [None, None, None]
         assert await stored(store.inner) is None
+
+
+# ---------------------------------------------------------------- the order of an end
+
+
+@pytest.mark.parametrize("how", ["idle", "stop"])
+async def test_put_comes_before_on_stop(how):
+    log: list[str] = []
+
+    class Noted(FaultyStore):
+        async def put(self, key, data, *, revision, expected):
+            log.append("put")
+            await super().put(key, data, revision=revision, expected=expected)
+
+    clock = ManualClock()
+    async with InstanceManager(
+        Recorder, store=Noted(MemoryStore()), durability="hibernate", context=log, idle_timeout=5, clock=clock
+    ) as manager:
+        await manager.call("a", Recorder.add)
+        if how == "idle":
+            clock.advance(5)
+            await until(lambda: manager.keys() == [])
+        else:
+            await manager.stop("a")
+    assert log == ["start a", "put", "stop a"]
+
+
+def test_a_step_that_is_not_in_the_table_raises():
+    taken = {(state, event): after(state, event) for state in State for event in Event if _may(state, event)}
+    assert taken == {
+        (State.COLD, Event.CLAIMED): State.THAWING,
+        (State.THAWING, Event.STARTED): State.LIVE,
+        (State.THAWING, Event.FAILED): State.COLD,
+        (State.LIVE, Event.LEAVING): State.FREEZING,
+        (State.LIVE, Event.LOST): State.FREEZING,
+        (State.FREEZING, Event.LEFT): State.COLD,
+        (State.FREEZING, Event.KEPT): State.LIVE,
+        (State.FREEZING, Event.LOST): State.FREEZING,
+    }
+
+
+def _may(state: State, event: Event) -> bool:
+    try:
+        after(state, event)
+    except RuntimeError:
+        return False
+    return True

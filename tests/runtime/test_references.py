@@ -7,8 +7,8 @@ import pickle
 import pytest
 from agents import Counter
 
-from overwinter import InstanceManager, MemoryStore
-from overwinter.errors import UsageError
+from overwinter import InstanceManager, MemoryStore, Persistence
+from overwinter.errors import ClosedError, UsageError
 
 
 async def test_references_to_one_agent_are_equal():
@@ -17,6 +17,7 @@ async def test_references_to_one_agent_are_equal():
         assert ada == counters.reference("ada") == counters.options(call_id="1").reference("ada")
         assert len({ada, counters.reference("ada"), counters.reference("bob")}) == 2
         assert ada != others.reference("ada")
+        assert ada != counters.reference("bob")
         assert ada != "ada"
 
 
@@ -42,11 +43,17 @@ async def test_making_a_reference_starts_nothing():
 
 
 async def test_a_notebook_opens_and_closes_by_hand():
-    counters = InstanceManager(Counter, store=MemoryStore())
+    store = MemoryStore()
+    counters = InstanceManager(Counter, store=store, durability="hibernate")
     await counters.open()
-    assert await (await counters.get("ada")).increment() == 1
+    ada = await counters.get("ada")
+    assert await ada.increment() == 1
     await counters.close()
     await counters.close()
+    with pytest.raises(ClosedError):
+        ada.increment()
+    async with Persistence(store) as persistence:
+        assert (await persistence.thaw(Counter, "ada")).count == 1
 
 
 async def test_a_counter_is_a_plain_object_in_a_unit_test():

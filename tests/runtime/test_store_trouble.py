@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 
 import pytest
@@ -257,3 +258,200 @@ async def test_a_call_that_ends_just_as_its_copy_is_found_stale_is_not_acknowled
         assert isinstance(await outcome(call), SupersededError)
         assert isinstance(await outcome(save), SupersededError)
         assert await outcome(counters.call("ada", Counter.read)) == 1
+
+
+# ---------------------------------------------------------------- what is tried again, and when
+
+
+async def test_no_turn_starts_while_a_put_is_tried_again():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=60) as counters:
+        await counters.get("ada")
+        store.fail("put", down, times=3)
+        first = asyncio.create_task(counters.call("ada", Counter.increment))
+        await until(lambda: store.calls["put"] == 1)
+        await rest()
+        second = asyncio.create_task(counters.call("ada", Counter.increment))
+        await rest()
+        assert (counters.inspect("ada").queued, counters.inspect("ada").running) == (1, 0)
+        await pass_time(clock, lambda: first.done() and second.done())
+        assert [await first, await second] == [1, 2]
+
+
+async def test_what_is_tried_again_is_the_newest_version():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=60) as counters:
+        await counters.get("ada")
+        store.fail("put", down)
+        gate = store.hold("put")
+        calls = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(3)]
+        await gate.reached()
+        await rest()  # all three turns are over: the put that fails holds the first version only
+        gate.release()
+        await pass_time(clock, lambda: all(call.done() for call in calls))
+        assert [await call for call in calls] == [1, 2, 3]
+        assert store.calls["put"] == 2  # the second one covered them all
+        assert (await stored(store.inner)).count == 3
+
+
+async def test_the_pauses_between_tries_grow():
+    store, clock, tries = FaultyStore(MemoryStore()), ManualClock(), []
+
+    def refused() -> StoreUnavailableError:
+        tries.append(clock.monotonic())
+        return down()
+
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=30) as counters:
+        await counters.get("ada")
+        store.fail("put", refused, times=math.inf)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await pass_time(clock, call.done, step=0.01)
+        assert isinstance(call.exception(), StoreUnavailableError)
+        pauses = [later - sooner for sooner, later in itertools.pairwise(tries)]
+        assert pauses[0] < 0.1
+        store.heal()
+        assert min(pauses[-5:]) > 0.9  # half of the longest, for they are not all the same
+        assert max(pauses) < 2.2
+
+
+async def test_queued_calls_go_on_from_what_is_durable():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=5) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", down, times=math.inf)
+        refused = asyncio.create_task(counters.call("ada", Counter.increment, 100))
+        await until(lambda: store.calls["put"] == 2)
+        await rest()
+        queued = asyncio.create_task(counters.call("ada", Counter.nothing))
+        await until(lambda: counters.stats().queued == 1)
+        await pass_time(clock, refused.done)
+        assert isinstance(refused.exception(), StoreUnavailableError)
+        assert await outcome(queued) == 1
+        store.heal()
+        assert await outcome(counters.call("ada", Counter.increment)) == 2
+
+
+async def test_one_probe_at_a_time_while_the_store_is_down():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=1) as counters:
+        await counters.get("ada")
+        store.fail("put", down, times=math.inf)
+        first = asyncio.create_task(counters.call("ada", Counter.increment))
+        await pass_time(clock, first.done)
+        assert isinstance(first.exception(), StoreUnavailableError)
+        gate = store.hold("put")
+        probe = asyncio.create_task(counters.call("ada", Counter.increment))
+        await gate.reached()
+        tried = store.calls["put"]
+        with pytest.raises(StoreUnavailableError, match="not called"):
+            await counters.call("ada", Counter.increment)
+        assert store.calls["put"] == tried
+        gate.release()
+        assert isinstance(await outcome(probe), StoreUnavailableError)
+        store.heal()
+        assert await outcome(counters.call("ada", Counter.increment)) == 1
+
+
+async def test_no_read_resolves_an_unknown_outcome():
+    """What a reader sees after a failed flush may be the old record, and recovery may then find the new one."""
+
+    class Hides(FaultyStore):
+        hidden = None
+
+        async def get(self, key):
+            return self.hidden or await super().get(key)
+
+        async def head(self, key):
+            return self.hidden.revision if self.hidden else await super().head(key)
+
+    store, clock = Hides(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=60) as counters:
+        await counters.call("ada", Counter.increment)
+        store.hidden = await store.inner.get("Counter:ada")
+        store.fail("put", reset, after=True)  # it landed, and no read shows it
+        store.fail("put", reset, times=5)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await until(lambda: store.calls["put"] == 2)
+        for _ in range(20):
+            await rest()
+            clock.advance(0.01)
+        assert not call.done()
+        store.hidden = None
+        await pass_time(clock, call.done, step=0.01)
+        assert await call == 2
+        assert (await stored(store.inner)).count == 2
+
+
+async def test_the_adopted_revision_is_put_on_top():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=60) as counters:
+        await counters.call("ada", Counter.increment)
+        gate = store.hold("put")
+        store.fail("put", reset, after=True)
+        first = asyncio.create_task(counters.call("ada", Counter.increment))
+        await gate.reached()
+        second = asyncio.create_task(counters.call("ada", Counter.increment))  # not in the put that landed
+        await rest()
+        gate.release()
+        await pass_time(clock, lambda: first.done() and second.done())
+        assert [await first, await second] == [2, 3]
+        assert (await stored(store.inner)).count == 3
+        assert store.calls["put"] == 4  # the first, the one that landed, the conflict, and the one on top
+
+
+# ---------------------------------------------------------------- what a lost copy leaves
+
+
+async def test_what_a_lost_copys_call_returns_is_discarded_and_the_next_life_waits_for_its_end():
+    class Stays(Agent):
+        count: int = 0
+
+        async def on_start(self, log: list[str]) -> None:
+            log.append("alive")
+
+        async def add(self) -> int:
+            self.count += 1
+            return self.count
+
+        async def stay(self, event: asyncio.Event) -> str:
+            self.count += 100
+            try:
+                await event.wait()
+            except asyncio.CancelledError:
+                await event.wait()
+            return "ended all the same"
+
+    store, log, event = FaultyStore(MemoryStore()), [], asyncio.Event()
+    async with InstanceManager(Stays, store=store, context=log) as manager:
+        await manager.call("ada", Stays.add)
+        await write_behind(store.inner, 10, Stays)
+        gate = store.hold("put")
+        add = asyncio.create_task(manager.call("ada", Stays.add))
+        await gate.reached()
+        stay = asyncio.create_task(manager.call("ada", Stays.stay, event))
+        await until(lambda: manager.inspect("ada").running)
+        gate.release()
+        assert isinstance(await outcome(add), SupersededError)
+        later = asyncio.create_task(manager.call("ada", Stays.add))
+        await rest()
+        assert (log, later.done(), stay.done()) == (["alive"], False, False)  # no thaw while its body runs
+        event.set()
+        assert isinstance(await outcome(stay), SupersededError)
+        assert await outcome(later) == 12
+        assert log == ["alive", "alive"]
+
+
+async def test_delete_waits_for_the_put_and_releases_what_it_covered():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        gate = store.hold("put")
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await gate.reached()
+        delete = asyncio.create_task(counters.delete("ada"))
+        await rest()
+        assert store.calls["delete"] == 0
+        gate.release()
+        assert await outcome(call) == 2
+        assert await outcome(delete) is None
+        assert await stored(store.inner) is None

@@ -39,6 +39,11 @@ class Chat(Agent):
             number += 1
             await asyncio.sleep(0)
 
+    async def clear(self) -> int:
+        length = len(self.history)
+        self.history.clear()
+        return length
+
     @readonly
     async def read(self) -> list[str]:
         return list(self.history)
@@ -87,6 +92,20 @@ async def test_a_stream_gives_its_items_in_order_and_is_one_turn():
         assert [word async for word in words] == []
         assert await read == ["user", "hello", "world"]
         assert [number async for number in chats.call("a", Chat.count, 100)] == list(range(100))
+
+
+async def test_calls_wait_for_the_end_of_a_stream():
+    async with managed() as chats:
+        stream = chats.call("a", Chat.for_ever)
+        assert await anext(stream) == 0
+        calls = [asyncio.create_task(chats.call("a", call)) for call in (Chat.read, Chat.clear)]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not any(call.done() for call in calls)
+        await stream.aclose()
+        read, cleared = await asyncio.gather(*calls)
+        assert read[0] == "0"
+        assert cleared == len(read)
 
 
 async def test_an_item_leaves_when_the_version_it_saw_is_durable():
@@ -156,8 +175,12 @@ async def test_a_stream_is_at_most_a_buffer_ahead():
 
 async def test_a_stream_that_nobody_takes_never_begins():
     async with managed() as chats:
-        chats.call("a", Chat.say, "hello")
-        assert chats.lookup("a") is None
+        stream = chats.call("a", Chat.say, "hello")
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert chats.inspect("a").state == "cold"
+        assert await anext(stream) == "hello"
+        await stream.aclose()
 
 
 async def test_readonly_streams_run_beside_each_other():
@@ -229,3 +252,34 @@ async def test_a_stream_is_not_told():
     async with managed() as chats:
         with pytest.raises(TypeError, match="don't tell it"):
             chats.tell("a", Chat.say, "x")
+
+
+async def test_an_unchanged_streams_items_leave_at_once():
+    store = FaultyStore(MemoryStore())
+    async with managed(store) as chats:
+        await chats.get("a")
+        store.hold("put")  # nothing may wait for it
+        assert [number async for number in chats.call("a", Chat.count, 3)] == [0, 1, 2]
+        assert store.calls["put"] == 0
+        store.heal()
+
+
+async def test_a_consumer_that_leaves_rolls_back_to_the_last_item():
+    class Slow(Agent):
+        words: list[str] = []
+
+        async def say(self, go: asyncio.Event):
+            self.words.append("one")
+            yield "one"
+            self.words.append("never kept")
+            await go.wait()
+            yield "two"
+
+    store = MemoryStore()
+    async with InstanceManager(Slow, store=store) as manager:
+        stream = manager.call("a", Slow.say, asyncio.Event())
+        assert await anext(stream) == "one"
+        await until(lambda: manager._registry.servers["a"].agent.words == ["one", "never kept"])
+        await stream.aclose()
+        assert (await manager.state("a")).words == ["one"]
+        assert manager._registry.servers["a"].agent.words == ["one"]

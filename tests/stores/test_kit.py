@@ -164,3 +164,15 @@ def test_the_kit_needs_no_test_framework():
     code = "import sys, overwinter.testing; print({'pytest', 'hypothesis'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "set()\n"
+
+
+async def test_a_store_is_open_as_long_as_somebody_uses_it():
+    store = FaultyStore(MemoryStore())
+    async with store:
+        async with store:
+            assert store.calls["open"] == 1
+        assert store.calls["close"] == 0
+        await store.put("a", b"x", revision=b"r" * 16, expected=Expect.ABSENT)
+    assert store.calls["close"] == 1
+    async with store:
+        assert store.calls["open"] == 2

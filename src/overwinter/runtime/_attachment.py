@@ -27,14 +27,15 @@ class Attachment(Generic[A]):
         self._registry, self._reference, self._key = registry, reference, key
         self._initial, self._missing = initial, missing
         self._task: asyncio.Task[Any] | None = None
+        self._who = ""  # the task may be given another name meanwhile
 
     async def __aenter__(self) -> A:
         if self._task is not None:
             raise UsageError(f"{self._reference!r}: this attachment is in use; call attach() for each block")
         task = asyncio.current_task()
         assert task is not None
-        self._task = task
-        self._registry.hold(self._key)  # before the thaw, so that it can't hibernate in between
+        self._task, self._who = task, task.get_name()
+        self._registry.hold(self._key, self._who)  # before the thaw, so that it can't hibernate in between
         task.add_done_callback(self._release)
         try:
             await self._registry.live(self._key, self._initial, self._missing)
@@ -50,4 +51,4 @@ class Attachment(Generic[A]):
         if self._task is not None:
             self._task.remove_done_callback(self._release)
             self._task = None
-            self._registry.let_go(self._key)
+            self._registry.let_go(self._key, self._who)

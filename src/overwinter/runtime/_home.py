@@ -53,6 +53,10 @@ class Failures:
     def forget(self, key: str) -> None:
         self._keys.pop(key, None)
 
+    def last(self, key: str) -> type[OverwinterError] | None:
+        """What kept *key* from coming alive when that was tried last, if it did not come alive since."""
+        return type(self._keys[key][2]) if key in self._keys else None
+
     def check(self, key: str, now: float) -> None:
         """Raise the last failure of *key* again if it is too soon to try once more."""
         count, until, error = self._keys.get(key, (0, now, None))
@@ -74,8 +78,8 @@ class Home(Generic[A]):
     remove: Callable[[Any], None]
     """Take a server whose life is over out of the registry."""
     idle: IdleTracker[Any] | None = None
-    held: dict[str, int] = field(default_factory=dict)
-    """How many attachments each key has; they outlast a life."""
+    held: dict[str, list[str]] = field(default_factory=dict)
+    """Who is attached to each key, by the names of their tasks; attachments outlast a life."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     closed: bool = False
     ground: contextvars.Context | None = None

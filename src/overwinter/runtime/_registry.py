@@ -196,17 +196,16 @@ class Registry(Generic[A]):
         home.spawn(victim.hibernate()).add_done_callback(room.left)
         return True
 
-    def hold(self, key: str) -> None:
+    def hold(self, key: str, who: str) -> None:
         """Attach once more to *key*, live or not."""
-        held = self.home.held
-        held[key] = held.get(key, 0) + 1
+        self.home.held.setdefault(key, []).append(who)
         if self.home.idle is not None and key in self.servers:
             self.home.idle.forget(self.servers[key])
 
-    def let_go(self, key: str) -> None:
+    def let_go(self, key: str, who: str) -> None:
         """Detach once."""
         held = self.home.held
-        held[key] -= 1
+        held[key].remove(who)
         if not held[key]:
             del held[key]
             if key in self.servers:

@@ -29,6 +29,8 @@ class Stats:
     """When the oldest of those changes was made, in seconds since 1970: a crash loses nothing older."""
     loss_window: float
     """Seconds since then; 0 if everything is stored. Under ``"call"`` those changes are not acknowledged yet."""
+    unknown: tuple[str, ...]
+    """Keys of agents whose last write has an outcome that nobody knows yet."""
     queued: int
     """Calls that wait for their turn."""
     created: int
@@ -49,9 +51,12 @@ class Inspection:
     running: int
     queued: int
     attached: int
+    holders: tuple[str, ...]
+    """Who is attached: the names that their tasks had then, one for each attachment."""
     dirty_since: float | None
     last_error: str | None
-    """The type of the last exception that a call or the store raised; never its text, which may hold state."""
+    """The type of the last exception that a call or the store raised, or that kept the agent from coming alive; never
+    its text, which may hold state."""
     why_live: str | None
     """What keeps it from hibernating; ``None`` if it isn't live."""
 
@@ -67,6 +72,7 @@ def stats(registry: Registry[Any]) -> Stats:
         dirty=sum(not server.ledger.clean for server in servers),
         dirty_since=min(since, default=None),
         loss_window=max(0.0, home.terms.clock.time() - min(since)) if since else 0.0,
+        unknown=tuple(server.key for server in servers if server.ledger.unknown),
         queued=sum(server.turns.queued for server in servers),
         created=home.created,
         thawed=home.thawed,
@@ -77,19 +83,23 @@ def stats(registry: Registry[Any]) -> Stats:
 
 def inspect(registry: Registry[Any], key: str) -> Inspection:
     """Look at one key, live or not."""
-    server, attached = registry.servers.get(key), registry.home.held.get(key, 0)
+    home, server = registry.home, registry.servers.get(key)
+    holders = tuple(home.held.get(key, ()))
+    error: type[BaseException] | None = home.failures.last(key)
     if server is None:
-        return Inspection(key, State.COLD.value, 0, 0, attached, None, None, None)
-    error = server.last_error or server.ledger.last_error
+        told = None if error is None else error.__name__
+        return Inspection(key, State.COLD.value, 0, 0, len(holders), holders, None, told, None)
+    error = server.last_error or server.ledger.last_error or error
     return Inspection(
         key=key,
         state=server.state.value,
         running=len(server.running),
         queued=server.turns.queued,
-        attached=attached,
+        attached=len(holders),
+        holders=holders,
         dirty_since=server.ledger.dirty_since,
         last_error=None if error is None else error.__name__,
-        why_live=_why_live(server, attached) if server.state is State.LIVE else None,
+        why_live=_why_live(server, len(holders)) if server.state is State.LIVE else None,
     )
 
 
