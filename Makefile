@@ -4,18 +4,24 @@ DURABILITY ?= call
 STORE ?= sqlite
 
 VENV := .venv
+BENCH := .venv-bench
 BIN := $(VENV)/bin
+INSTALL := bin/python -m pip --quiet --disable-pip-version-check --no-input install
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 # "Editable" needs no build of its own: hatchling comes from the pinned list, so nothing unpinned is fetched.
 SELF := $(PIP) install --no-deps --no-build-isolation --editable .
 TYPED := $(wildcard src examples demo tests/typing/accepted.py) # rejected.py beside it is checked by a test
 
-.PHONY: demo test soak lint ruff mypy pyright constraints clean
+.PHONY: demo bench test soak lint ruff mypy pyright constraints clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one pip at a time in one environment
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python -m demo --durability $(DURABILITY) --store $(STORE)
+
+# Some 15 minutes on a machine that does nothing else; writes docs/benchmarks.md.
+bench: $(BENCH)/bench.stamp
+	$(BENCH)/bin/python -m benchmarks --write
 
 test: lint
 	$(BIN)/python -m pytest
@@ -47,6 +53,13 @@ $(VENV)/demo.stamp: demo/requirements.txt demo/data.txt pyproject.toml | $(VENV)
 	$(SELF)
 	touch $@
 
+# The peers have an environment of their own: they pin versions of packages that we use otherwise.
+$(BENCH)/bench.stamp: benchmarks/constraints.txt pyproject.toml | $(VENV)/venv.stamp
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/$(INSTALL) --require-hashes --no-deps -r benchmarks/constraints.txt
+	$(BENCH)/$(INSTALL) --no-deps --no-build-isolation --editable .
+	touch $@
+
 # Debian ships python3 without ensurepip; as root this can be mended here, else the message says how.
 $(VENV)/venv.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -63,7 +76,8 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --
 constraints:
 	$(COMPILE) pyproject.toml --group build --group demo --group test --group servers --group lint -o constraints.txt
 	$(COMPILE) pyproject.toml --group build --group demo -c constraints.txt -o demo/requirements.txt
+	$(COMPILE) pyproject.toml --group build --group servers --group bench -o benchmarks/constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
