@@ -21,7 +21,7 @@ from typing import Any, Self
 __all__ = ["ROOT", "Figure", "Row", "Scale", "Skipped", "Task", "Team"]
 
 ROOT = Path(__file__).parent.parent
-_PATIENCE = 180.0  # seconds for one repeat of one contender, its preparation included
+_PATIENCE = 400.0  # seconds for one repeat of one contender, its preparation included
 
 
 class Skipped(Exception):  # noqa: N818  # nothing is wrong: it is not installed, or not made for this Python
@@ -100,7 +100,7 @@ class Row:
     def want_figure(self, figure: float) -> Self:
         sign = "≤" if self.less_is_better else "≥"
         met = self["ours"] <= figure if self.less_is_better else self["ours"] >= figure
-        self.goals[f"{sign} {figure:,g} {self.unit}"] = met
+        self.goals[f"{sign} {figure:,.10g} {self.unit}"] = met
         return self
 
     def as_json(self) -> dict[str, Any]:
@@ -197,13 +197,17 @@ class Team:
         also: tuple[str, ...] = (),
         less_is_better: bool = False,
         fresh: bool = False,
+        repeats: int | None = None,
         x: float | None = None,
         series: str = "",
     ) -> Row:
-        """Ask each contender in turn, as often as there are repeats; with *fresh*, each time in a new process."""
+        """Ask each contender in turn, as often as there are repeats; with *fresh*, each time in a new process.
+
+        *repeats* is for what takes long and hardly varies.
+        """
         values: dict[str, list[float]] = {who: [] for who in contenders}
         order = list(contenders)
-        for _ in range(self.repeats):
+        for _ in range(repeats or self.repeats):
             for who in order:
                 try:
                     values[who].append(self.ask(who, contenders[who], fresh=fresh))

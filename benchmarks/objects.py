@@ -34,8 +34,8 @@ def bare(agents: int, seconds: float, place: str, options: dict[str, Any]) -> fl
         tags: dict[str, Any] = {}
 
         async def put(key: str, data: bytes) -> None:
-            known = tags.get(key)
-            tags[key] = await obstore.put_async(client, key, data, mode=known or "create")
+            mode = {"e_tag": tags[key]} if key in tags else "create"
+            tags[key] = (await obstore.put_async(client, key, data, mode=mode))["e_tag"]
 
         async def send(puts: list[Put]) -> None:
             await asyncio.gather(*(put(key, revision + data) for key, data, revision, _ in puts))

@@ -1,4 +1,5 @@
-"""Durable calls on private servers, Valkey and Redis, over a unix socket; each flushes what it wrote before it answers.
+"""Durable calls on private servers, Valkey and Redis, over a unix socket; each flushes what it wrote before it
+answers.
 
 The limit is redis-py with a script that compares and writes, all that waits in one pipeline.
 """
