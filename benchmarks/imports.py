@@ -13,7 +13,7 @@ from ._measure import Row, Scale, Task, Team
 __all__ = ["TITLE", "loaded", "run_all", "start"]
 
 TITLE = "Import"
-DRIVERS = ("apsw", "redis", "psycopg", "obstore", "pydantic", "attrs")
+DRIVERS = ("redis", "psycopg", "obstore", "moto", "pydantic", "attrs")
 
 
 def run_all(team: Team, _scale: Scale) -> list[Row]:

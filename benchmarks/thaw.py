@@ -7,6 +7,7 @@ read among as many rows, without the hop to a thread and back that keeps the eve
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import time
 from functools import cache
@@ -88,6 +89,9 @@ def filled(stored: int, real: int) -> Path:
     )
     connection.execute("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
+    descriptor = os.open(path, os.O_RDWR)  # what the kernel has still to write would slow down what is measured
+    os.fsync(descriptor)
+    os.close(descriptor)
     return path
 
 

@@ -17,7 +17,8 @@ __all__ = ["durable_calls", "settings"]
 
 
 def settings() -> str:
-    return f"apache-burr {version('apache-burr')}: AsyncSQLitePersister.save, as it comes: rollback journal, FULL"
+    how = "AsyncSQLitePersister.save, as it comes: rollback journal, synchronous=FULL; callers share its transactions"
+    return f"apache-burr {version('apache-burr')}: {how}"
 
 
 def durable_calls(agents: int, seconds: float) -> float:
