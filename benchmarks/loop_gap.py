@@ -26,7 +26,7 @@ LARGE = 1_380
 
 def run_all(team: Team, scale: Scale) -> list[Row]:
     rows = []
-    seconds = scale.pick(2.0, 0.1)
+    seconds = scale.pick(1.5, 0.1)
     for what, agents, size, goal in (
         ("256 agents of 1 KB", 256, 1, 10),
         ("8 agents of 1 MB", scale.pick(8, 1), LARGE, 30),
