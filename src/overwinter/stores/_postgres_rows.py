@@ -1,0 +1,240 @@
+"""Batches of jobs as requests, and rows as answers: what was stored, what lost, what stands in the way.
+
+This file knows what a row means. It does not know connections (``_postgres_link.py``) or waiting
+(``_postgres_lane.py``).
+
+A batch of writes is at most two statements in one transaction: one creates, one changes and deletes. Both take their
+locks in the order of the keys, so two batches can't wait for each other. A row whose condition failed is that row's
+verdict; the rest of the batch is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CorruptRecordError, OverwinterError, StoreUnavailableError
+from ._jobs import MAX_BYTES, MAX_ROWS, Job, conflict
+from ._postgres_errors import definite, judge, worth_repeating, worth_splitting
+from ._postgres_link import Link, Query
+from ._postgres_table import Table, column_of
+from .base import Expect, Revision, Stored
+
+__all__ = ["Rows"]
+
+_ROUNDS = 8  # a create, the tombstone in its way, that tombstone purged meanwhile, …: more is somebody at war with us
+
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    """A put or delete, and what it takes to be there."""
+
+    job: Job
+    column: bytes
+    expected: Revision | Expect
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a row holds. A tombstone has no data and a time; anything between the two is damage."""
+
+    revision: Revision
+    data: bytes | None
+    dead: bool
+
+    @property
+    def tombstone(self) -> bool:
+        return self.dead and self.data is None
+
+    @property
+    def damaged(self) -> bool:
+        return self.dead == (self.data is not None)
+
+
+class Rows:
+    """The work of a store's lanes on one table."""
+
+    def __init__(self, table: Table, where: str) -> None:
+        self._table = table
+        self._where = where
+        self.rows_of_a_read = MAX_ROWS
+
+    # ------------------------------------------------------------ reads
+
+    async def read(self, link: Link, batch: list[Job]) -> None:
+        """Answer gets and heads. A connection that broke is replaced once, since reading again harms nobody."""
+        try:
+            await self._read(link, batch)
+        except Exception as error:  # noqa: BLE001  # every job gets its verdict, whatever the driver raised
+            if isinstance(error, OverwinterError):
+                self._refuse(batch, error)
+            elif not definite(error) or worth_repeating(error):
+                await self._read_again(link, batch)
+            elif worth_splitting(error) and len(batch) > 1:
+                middle = len(batch) // 2
+                await self.read(link, batch[:middle])
+                await self.read(link, batch[middle:])
+            else:
+                self._refuse(batch, error)
+
+    async def _read_again(self, link: Link, batch: list[Job]) -> None:
+        link.discard()
+        try:
+            await self._read(link, batch)
+        except Exception as error:  # noqa: BLE001  # as above
+            self._refuse(batch, error)
+
+    async def _read(self, link: Link, batch: list[Job]) -> None:
+        queries: list[Query] = []
+        for verb, sql in (("get", self._table.get), ("head", self._table.head)):
+            columns = sorted(column_of(job.key.encode()) for job in batch if job.verb == verb)
+            if columns:
+                queries.append((sql, (columns,)))
+        answers = await link.read(*queries)
+        found = _by_column([row for rows in answers for row in rows])
+        self._learn_size(found)
+        for job in batch:
+            self._answer_read(job, found.get(column_of(job.key.encode())))
+
+    def _answer_read(self, job: Job, found: _Found | None) -> None:
+        if found is None or found.tombstone:
+            job.answer(None)
+        elif found.damaged or found.data is None:
+            job.refuse(self._damage(job))
+        else:
+            job.answer(Stored(found.data, found.revision) if job.verb == "get" else found.revision)
+
+    def _learn_size(self, found: dict[bytes, _Found]) -> None:
+        """Ask for fewer rows at a time where they are large: nobody knows a row's size before it comes."""
+        sizes = [len(row.data) for row in found.values() if row.data]
+        if sizes:
+            self.rows_of_a_read = max(1, min(MAX_ROWS, MAX_BYTES * len(sizes) // sum(sizes)))
+
+    # ------------------------------------------------------------ writes
+
+    async def write(self, link: Link, batch: list[Job]) -> None:
+        """Carry out puts and deletes, each by its own condition."""
+        await self._write(link, [_Write(job, column_of(job.key.encode()), job.expected) for job in batch])
+
+    async def _write(self, link: Link, writes: list[_Write]) -> None:
+        left = sorted(writes, key=lambda write: write.column)
+        for _ in range(_ROUNDS):
+            try:
+                left = await self._round(link, left)
+            except Exception as error:  # noqa: BLE001  # every job gets its verdict, whatever the driver raised
+                if worth_repeating(error):
+                    link.discard()  # and with it the plans that its session keeps
+                    continue
+                if worth_splitting(error) and len(left) > 1:
+                    middle = len(left) // 2
+                    await self._write(link, left[:middle])
+                    await self._write(link, left[middle:])
+                else:
+                    self._refuse([write.job for write in left], error, sent=link.sent)
+                return
+            if not left:
+                return
+        for write in left:
+            text = f"{self._where}, key {write.job.key!r}: others kept changing it, or the server's clock jumped"
+            write.job.refuse(StoreUnavailableError(f"{text}; nothing was stored, try again"))
+
+    async def _round(self, link: Link, writes: list[_Write]) -> list[_Write]:
+        """One request, and for those it did not do, a look at what is there; return those worth another one."""
+        await link.connect()  # before the first byte leaves, so that a refused connection stores nothing for sure
+        landed = await self._send(link, writes)
+        losers = [write for write in writes if write.column not in landed]
+        for write in writes:
+            if write.column in landed:
+                write.job.answer()
+        if not losers:
+            return []
+        (rows,) = await link.read((self._table.head, ([write.column for write in losers],)))
+        found = _by_column(rows)
+        return [write for write in losers if self._goes_on(write, found.get(write.column))]
+
+    async def _send(self, link: Link, writes: list[_Write]) -> set[bytes]:
+        creates = [write for write in writes if write.expected is Expect.ABSENT and write.job.verb == "put"]
+        changes = [write for write in writes if write.expected is not Expect.ABSENT]
+        queries: list[Query] = []
+        if creates:
+            queries.append((self._table.create, (*_columns(creates, _CREATE), link.last_call)))
+        if changes:
+            queries.append((self._table.change, (*_columns(changes, _CHANGE), link.last_call)))
+        if not queries:
+            return set()
+        return {row[0] for rows in await link.write(*queries) for row in rows}
+
+    def _goes_on(self, write: _Write, found: _Found | None) -> bool:
+        """Give the verdict of a write that was not carried out, unless another try may well be."""
+        job = write.job
+        if job.verb == "delete":
+            return self._delete_goes_on(job, found)
+        if found is not None and found.damaged:
+            job.refuse(self._damage(job))
+        elif found is not None and found.revision == job.revision:
+            job.answer()  # this very put was sent before, and landed
+        elif job.expected is Expect.ABSENT and (found is None or found.tombstone):
+            # Over a tombstone it is conditional on just that one: a delete that comes after it still counts.
+            write.expected = Expect.ABSENT if found is None else found.revision
+            return True
+        elif found is not None and found.revision == job.expected and not found.tombstone:
+            return True  # its condition holds and it was not done: too late by the server's clock
+        else:
+            job.refuse(conflict(job))
+        return False
+
+    def _delete_goes_on(self, job: Job, found: _Found | None) -> bool:
+        if found is None or found.tombstone:
+            job.answer()
+        elif job.expected is Expect.ANY:
+            return True  # it was created just now
+        elif found.damaged:
+            job.refuse(self._damage(job))
+        elif found.revision == job.expected:
+            return True
+        else:
+            job.refuse(conflict(job))
+        return False
+
+    # ------------------------------------------------------------ refusals
+
+    def _refuse(self, jobs: list[Job], error: Exception, *, sent: bool = False) -> None:
+        for job in jobs:
+            if job.answered:
+                continue
+            if isinstance(error, OverwinterError):
+                job.refuse(error.again())  # one each: a raised exception keeps its caller's frames
+            else:
+                job.refuse(judge(error, f"{self._where}, key {job.key!r}", unsure=sent))
+
+    def _damage(self, job: Job) -> CorruptRecordError:
+        return CorruptRecordError(
+            f"the row of key {job.key!r} in {self._where} is neither a record nor a tombstone: restore a backup; "
+            "it is left as it is"
+        )
+
+
+def _by_column(rows: list[tuple[Any, ...]]) -> dict[bytes, _Found]:
+    return {column: _Found(revision, data, dead) for column, revision, data, dead in rows}
+
+
+_Column = Callable[[_Write], object]
+_CREATE: tuple[_Column, ...] = (
+    lambda write: write.column,
+    lambda write: b"" if write.column == write.job.key.encode() else write.job.key.encode(),
+    lambda write: write.job.revision,
+    lambda write: write.job.data,
+)
+_CHANGE: tuple[_Column, ...] = (
+    lambda write: write.column,
+    lambda write: write.expected if isinstance(write.expected, bytes) else b"",
+    lambda write: write.job.revision,
+    lambda write: write.job.data,
+    lambda write: write.job.verb == "delete",
+)
+
+
+def _columns(writes: list[_Write], columns: tuple[_Column, ...]) -> list[list[object]]:
+    """The rows as arrays, one for each column, as ``unnest`` takes them."""
+    return [[column(write) for write in writes] for column in columns]
