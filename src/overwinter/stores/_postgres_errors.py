@@ -59,7 +59,9 @@ def judge(error: Exception, what: str, *, unsure: bool) -> OverwinterError:
     state = getattr(error, "sqlstate", None) or ""
     if not definite(error):
         if not unsure:
-            return StoreUnavailableError(f"no answer from {what}: the connection was lost ({_name(error)}). Try again later")
+            return StoreUnavailableError(
+                f"no answer from {what}: the connection was lost ({_name(error)}). Try again later"
+            )
         return OutcomeUnknownError(
             f"no answer from {what}: the connection was lost ({_name(error)}), so the change may be stored. "
             "Only another conditional put can tell"

@@ -22,24 +22,28 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection, AsyncCursor
     from psycopg.errors import Diagnostic
 
-__all__ = ["CLOCK_SLACK", "Link", "Query", "Terms", "parse"]
+__all__ = ["CLOCK_SLACK", "Link", "Query", "Row", "Terms", "parse"]
 
 CLOCK_SLACK = 60.0
 """Seconds that the server's clock may jump before requests are refused for it."""
 
-Query = tuple[str, Sequence[Any]]
+Query = tuple[bytes, Sequence[Any]]
+Row = tuple[Any, ...]
 
 # Scanning the whole table is a good plan for an empty one, and a prepared statement may keep its plan while the table
 # grows. Without hash and merge joins rows are locked in the order in which they are asked for, which is sorted.
-_READ = """
+_READ = b"""
 SELECT extract(epoch FROM clock_timestamp())::float8, pg_is_in_recovery(),
     set_config('statement_timeout', %t, true), set_config('enable_seqscan', 'off', true)
 """
-_WRITE = f"""{_READ.rstrip()},
+_WRITE = (
+    _READ.rstrip()
+    + b""",
     set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),
     set_config('synchronous_commit', CASE current_setting('synchronous_commit')
         WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true)
 """
+)
 _INSPECT = """
 SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', current_setting('fsync') = 'on'
     AND current_setting('full_page_writes') = 'on', current_setting('synchronous_standby_names') <> ''
@@ -58,6 +62,10 @@ class Terms:
     prepare_threshold: int | None
     durability: Durability | None = None
     """What was found when the store was opened; a server that promises less is refused from then on."""
+
+    def begin(self) -> None:
+        """The store is being opened: what the next server promises is what counts."""
+        self.durability = None
 
 
 def parse(conninfo: str, *, timeout: float, prepare_threshold: int | None) -> Terms:
@@ -98,7 +106,7 @@ class Link:
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.sent = False
-        self._connection: AsyncConnection[tuple[Any, ...]] | None = None
+        self._connection: AsyncConnection[Row] | None = None
         self._ahead = 0.0  # the server's clock minus our monotonic one
         self._warned = False
         self._began = 0.0
@@ -127,34 +135,51 @@ class Link:
 
     # ------------------------------------------------------------ requests
 
-    async def read(self, *queries: Query) -> list[list[tuple[Any, ...]]]:
-        """Return the rows of each query; all see a server that is no standby."""
-        return await self._request(_READ, queries, writes=False)
+    async def fetch(self, sql: bytes, columns: list[bytes]) -> list[Row]:
+        """Return the rows of a statement whose first column tells whether this is a standby. The quickest way."""
+        connection = await self.connect()
+        try:
+            rows = await (await connection.execute(sql, (columns,), binary=True)).fetchall()
+            if rows[0][0]:  # a pooler took us elsewhere: what is absent here need not be absent
+                raise _no_primary(self.terms.where)
+        except BaseException as error:
+            self._forget_unless_usable(connection, error)
+            raise
+        return [row[1:] for row in rows if row[1] is not None]
 
-    async def write(self, *queries: Query) -> list[list[tuple[Any, ...]]]:
+    async def read(self, sql: bytes, values: Sequence[Any]) -> list[Row]:
+        """Return the rows of a statement that may take long."""
+        return (await self._request(_READ, [(sql, values)], writes=False))[0]
+
+    async def write(self, *queries: Query) -> list[list[Row]]:
         """Carry out the queries, all or none, and return their rows when that is durable."""
         return await self._request(_WRITE, queries, writes=True)
 
-    async def _request(self, prelude: str, queries: Sequence[Query], *, writes: bool) -> list[list[tuple[Any, ...]]]:
+    async def _request(self, prelude: bytes, queries: Sequence[Query], *, writes: bool) -> list[list[Row]]:
         connection = await self.connect()
         self._warned = False
         self.sent = self.sent or writes
         try:
             async with connection.pipeline():
-                cursors: list[AsyncCursor[tuple[Any, ...]]] = [
+                cursors: list[AsyncCursor[Row]] = [
                     await connection.execute(sql, values, binary=True)
                     for sql, values in ((prelude, (str(int(self.terms.timeout * 1000)),)), *queries)
                 ]
             self._check_committed(connection, writes=writes)
             clock, standby, *_ = (await cursors[0].fetchall())[0]
             self._ahead = clock - time.monotonic()
-            if standby:  # a pooler took us elsewhere: what is absent here need not be absent
+            if standby:
                 raise _no_primary(self.terms.where)
             return [await cursor.fetchall() if cursor.description else [] for cursor in cursors[1:]]
         except BaseException as error:
-            if not _usable(connection, error):
-                self.discard()
+            self._forget_unless_usable(connection, error)
             raise
+
+    def _forget_unless_usable(self, connection: AsyncConnection[Row], error: BaseException) -> None:
+        """Keep the connection only if it is surely between two requests after *error*."""
+        idle = not connection.closed and connection.info.transaction_status.name == "IDLE"
+        if not idle or getattr(error, "sqlstate", None) is None:
+            self.discard()
 
     def _check_committed(self, connection: AsyncConnection[Any], *, writes: bool) -> None:
         """The rows of a query come before its commit; only an idle session has ended its transaction."""
@@ -166,7 +191,7 @@ class Link:
 
     # ------------------------------------------------------------ the connection
 
-    async def connect(self) -> AsyncConnection[tuple[Any, ...]]:
+    async def connect(self) -> AsyncConnection[Row]:
         """Return the connection, or a new one if there is none or it died while it was idle."""
         if self._connection is not None and _alive(self._connection):
             return self._connection
@@ -191,7 +216,7 @@ class Link:
         self._connection = connection
         return connection
 
-    async def _inspect(self, connection: AsyncConnection[tuple[Any, ...]]) -> None:
+    async def _inspect(self, connection: AsyncConnection[Row]) -> None:
         cursor = await connection.execute(_INSPECT, prepare=False)
         row = await cursor.fetchone()
         assert row is not None
@@ -229,10 +254,3 @@ def _alive(connection: AsyncConnection[Any]) -> bool:
     except Error:
         return False
     return not connection.closed and connection.info.transaction_status.name == "IDLE"
-
-
-def _usable(connection: AsyncConnection[Any], error: BaseException) -> bool:
-    """Whether the connection is surely between two requests after *error*."""
-    if getattr(error, "sqlstate", None) is None or connection.closed:
-        return False
-    return connection.info.transaction_status.name == "IDLE"

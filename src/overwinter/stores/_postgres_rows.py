@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import CorruptRecordError, OverwinterError, StoreUnavailableError
 from ._jobs import MAX_BYTES, MAX_ROWS, Job, conflict
 from ._postgres_errors import definite, judge, worth_repeating, worth_splitting
-from ._postgres_link import Link, Query
+from ._postgres_link import Link, Query, Row
 from ._postgres_table import Table, column_of
 from .base import Expect, Revision, Stored
 
@@ -86,13 +85,11 @@ class Rows:
             self._refuse(batch, error)
 
     async def _read(self, link: Link, batch: list[Job]) -> None:
-        queries: list[Query] = []
+        found: dict[bytes, _Found] = {}
         for verb, sql in (("get", self._table.get), ("head", self._table.head)):
-            columns = sorted(column_of(job.key.encode()) for job in batch if job.verb == verb)
+            columns = [column_of(job.key.encode()) for job in batch if job.verb == verb]
             if columns:
-                queries.append((sql, (columns,)))
-        answers = await link.read(*queries)
-        found = _by_column([row for rows in answers for row in rows])
+                found |= _by_column(await link.fetch(sql, columns))
         self._learn_size(found)
         for job in batch:
             self._answer_read(job, found.get(column_of(job.key.encode())))
@@ -149,8 +146,7 @@ class Rows:
                 write.job.answer()
         if not losers:
             return []
-        (rows,) = await link.read((self._table.head, ([write.column for write in losers],)))
-        found = _by_column(rows)
+        found = _by_column(await link.fetch(self._table.head, [write.column for write in losers]))
         return [write for write in losers if self._goes_on(write, found.get(write.column))]
 
     async def _send(self, link: Link, writes: list[_Write]) -> set[bytes]:
@@ -215,7 +211,7 @@ class Rows:
         )
 
 
-def _by_column(rows: list[tuple[Any, ...]]) -> dict[bytes, _Found]:
+def _by_column(rows: list[Row]) -> dict[bytes, _Found]:
     return {column: _Found(revision, data, dead) for column, revision, data, dead in rows}
 
 

@@ -61,10 +61,14 @@ WHERE a.key = v.key AND clock_timestamp() < to_timestamp(%b)
     AND (a.revision = v.expected OR v.expected = '' AND (a.deleted_at IS NULL OR a.data IS NOT NULL))
 RETURNING a.key
 """,
-    "get": "SELECT key, revision, data, deleted_at IS NOT NULL FROM {table} WHERE key = ANY(%b::bytea[])",
+    # There is a row even if nothing is found, for what a standby doesn't have the primary may.
+    "get": """
+SELECT s.standby, a.key, a.revision, a.data, a.deleted_at IS NOT NULL
+FROM (SELECT pg_is_in_recovery() AS standby) AS s LEFT JOIN {table} AS a ON a.key = ANY(%b::bytea[])
+""",
     "head": """
-SELECT key, revision, CASE WHEN data IS NOT NULL THEN ''::bytea END, deleted_at IS NOT NULL
-FROM {table} WHERE key = ANY(%b::bytea[])
+SELECT s.standby, a.key, a.revision, CASE WHEN a.data IS NOT NULL THEN ''::bytea END, a.deleted_at IS NOT NULL
+FROM (SELECT pg_is_in_recovery() AS standby) AS s LEFT JOIN {table} AS a ON a.key = ANY(%b::bytea[])
 """,
     # What can't be read is there, and listed; only a proper tombstone isn't.
     "page": """
@@ -88,25 +92,25 @@ class Table:
 
     schema: str
     name: str
-    create: str
-    change: str
-    get: str
-    head: str
-    page: str
-    count: str
-    purge: str
+    create: bytes
+    change: bytes
+    get: bytes
+    head: bytes
+    page: bytes
+    count: bytes
+    purge: bytes
 
     @classmethod
     def named(cls, schema: str, name: str) -> Table:
         table = f"{_quoted(schema, 'schema')}.{_quoted(name, 'table')}".replace("%", "%%")  # no placeholder
-        return cls(schema, name, **{verb: text.format(table=table) for verb, text in _STATEMENTS.items()})
+        return cls(schema, name, **{verb: text.format(table=table).encode() for verb, text in _STATEMENTS.items()})
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
 
 
 def _quoted(name: str, what: str) -> str:
-    if not isinstance(name, str) or not name or "\0" in name:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not name or "\0" in name:
         raise UsageError(f"the {what} of a PostgresStore must be a name, not {name!r}")
     try:
         size = len(name.encode())

@@ -17,7 +17,7 @@ from ..errors import ClosedError, InvalidKeyError, StateTooLargeError, StoreErro
 from ._jobs import Job
 from ._postgres_errors import judge
 from ._postgres_lane import Lane
-from ._postgres_link import CLOCK_SLACK, Link, parse
+from ._postgres_link import CLOCK_SLACK, Link, Row, parse
 from ._postgres_rows import Rows
 from ._postgres_table import LONGEST_PREFIX, Table, key_of, recognised, set_up
 from .base import Durability, Expect, Revision, Store, Stored, T
@@ -107,9 +107,10 @@ class PostgresStore(Store):
             UsageError: the table belongs to somebody else, is newer than this overwinter, or isn't there and
                 ``auto_setup`` is off.
         """
-        self._terms.durability = None
+        self._terms.begin()
         await self._once(self._find_table)
-        self.durability = self._terms.durability or Durability.NONE
+        assert self._terms.durability is not None
+        self.durability = self._terms.durability
         rows = Rows(self._table, repr(self))
         writers, readers = self._widths
         self._lanes = [
@@ -127,9 +128,7 @@ class PostgresStore(Store):
     def _lane(
         self, work: Callable[[Link, list[Job]], Awaitable[None]], width: int, rows: Callable[[], int] | None = None
     ) -> Lane[Link]:
-        return Lane(
-            lambda: Link(self._terms), work, width=width, patience=self.timeout, where=repr(self), rows=rows
-        )
+        return Lane(lambda: Link(self._terms), work, width=width, patience=self.timeout, where=repr(self), rows=rows)
 
     async def _once(self, work: Callable[[Link], Awaitable[None]]) -> None:
         """Do something on a connection of its own."""
@@ -233,11 +232,11 @@ class PostgresStore(Store):
         ((number,),) = await self._errand(self._table.count, _range(prefix))
         return int(number)
 
-    async def _errand(self, sql: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        async def run(link: Link) -> list[tuple[Any, ...]]:
-            return (await link.read((sql, values)))[0]
+    async def _errand(self, sql: bytes, values: tuple[object, ...]) -> list[Row]:
+        async def run(link: Link) -> list[Row]:
+            return await link.read(sql, values)
 
-        rows: list[tuple[Any, ...]] = await self._send(2, self._new_errand(run))
+        rows: list[Row] = await self._send(2, self._new_errand(run))
         return rows
 
     def _new_errand(self, run: Callable[[Link], Awaitable[Any]]) -> _Errand:
