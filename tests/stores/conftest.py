@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -88,3 +89,12 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(_sqlite_worker.Writer, "work", counted)
     return sizes
+
+
+_tables = itertools.count()
+
+
+@pytest.fixture
+def table() -> str:
+    """A name for a table that no other test uses."""
+    return f"agents_{next(_tables)}"

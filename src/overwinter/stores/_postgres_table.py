@@ -167,7 +167,7 @@ async def set_up(connection: AsyncConnection[tuple[Any, ...]], table: Table, whe
         found = await connection.execute("SELECT FROM pg_namespace WHERE nspname = %s", (table.schema,))
         if not found.rowcount:
             await connection.execute(f"CREATE SCHEMA {_quoted(table.schema, 'schema')}".encode())
-        await connection.execute(_CREATE.format(table=name, comment=f"{_FAMILY}{_FORMAT}").encode())
+        await connection.execute(_CREATE.format(table=name, comment=f"{_FAMILY}{_FORMAT}").encode(), prepare=False)
     await connection.execute("COMMIT")
     if not await recognised(connection, table, where):
         raise StoreUnavailableError(f"the table {table} in {where} was created and is gone again: see who drops it")
