@@ -116,7 +116,7 @@ async def test_a_tombstone_is_never_shown(url, table):
         await store.delete("a", expected=b"a")
         assert sql(url, f"SELECT data, deleted_at IS NULL FROM {table} WHERE key = 'a'") == [(None, False)]
         assert (await store.get("a"), await store.head("a")) == (None, None)
-        assert [key async for key in store.keys()] == ["b"]
+        assert [key async for key in store.keys("")] == ["b"]
         assert await store.count() == 1
         ((tomb,),) = sql(url, f"SELECT revision FROM {table} WHERE key = 'a'")
         with pytest.raises(RevisionConflictError):  # a tombstone's revision is nobody's
@@ -207,7 +207,7 @@ async def test_long_keys_are_told_apart(url, table):
             await store.put(key, key.encode(), revision=key[-3:].encode(), expected=Expect.ABSENT)
         for key in keys:
             assert await store.get(key) == Stored(key.encode(), key[-3:].encode())
-        assert sorted([key async for key in store.keys()]) == sorted(keys)
+        assert sorted([key async for key in store.keys("")]) == sorted(keys)
         for prefix in (keys[-4], keys[-3], keys[-3][:2500]):
             assert len(prefix.encode()) > 2000
             wanted = sorted(key for key in keys if key.startswith(prefix))
@@ -242,7 +242,7 @@ async def test_a_key_that_is_no_text(url, table):
             await store.put("", b"", revision=new(), expected=Expect.ABSENT)
         sql(url, f"INSERT INTO {table} (key, revision, data) VALUES ('\\xff', 'r', 'd')")
         with pytest.raises(CorruptRecordError, match="no UTF-8"):
-            [key async for key in store.keys()]
+            [key async for key in store.keys("")]
 
 
 # ---------------------------------------------------------------- damage

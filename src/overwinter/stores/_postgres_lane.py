@@ -69,7 +69,7 @@ class Lane(Generic[C]):
         self._work = work
         self._patience = patience
         self._where = where
-        self._idle = [_Berth(make()) for _ in range(width)]
+        self._idle = [_Berth(make()) for _ in range(width)][::-1]
         self._busy: set[_Berth[C]] = set()
         self._leaving: set[asyncio.Task[None]] = set()
         self._waiting: list[Job] = []

@@ -9,6 +9,7 @@ read to its end; the driver calls that a pipeline.
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class Link:
         self._connection: AsyncConnection[Row] | None = None
         self._ahead = 0.0  # the server's clock minus our monotonic one
         self._warned = False
+        self._dismissed = False
         self._began = 0.0
 
     def begin(self) -> None:
@@ -196,7 +198,7 @@ class Link:
 
     async def connect(self) -> AsyncConnection[Row]:
         """Return the connection, or a new one if there is none or it died while it was idle."""
-        if self._connection is not None and _alive(self._connection):
+        if self._connection is not None and self._alive(self._connection):
             return self._connection
         self.discard()
         from psycopg import AsyncConnection, Error  # noqa: PLC0415  # the driver loads on first use
@@ -207,6 +209,7 @@ class Link:
             )
         except (Error, OSError) as error:
             raise connection_failed(error, self.terms.where, self.terms.parameters.get("password")) from None
+        self._dismissed = False
         try:
             connection.add_notice_handler(self._hear)
             await self._inspect(connection)
@@ -218,6 +221,21 @@ class Link:
             raise
         self._connection = connection
         return connection
+
+    def _alive(self, connection: AsyncConnection[Row]) -> bool:
+        """Look, without waiting, whether the server has said goodbye: what is sent to it then would be in doubt."""
+        from psycopg import Error  # noqa: PLC0415  # the driver loads on first use
+
+        if connection.closed:
+            return False
+        if not _readable(connection):
+            return True
+        try:
+            connection.pgconn.consume_input()  # a goodbye, or something of the protocol that means nothing
+            connection.pgconn.is_busy()
+            return not self._dismissed and not _readable(connection)
+        except Error:
+            return False
 
     async def _inspect(self, connection: AsyncConnection[Row]) -> None:
         cursor = await connection.execute(_INSPECT, prepare=False)
@@ -239,6 +257,8 @@ class Link:
     def _hear(self, diagnostic: Diagnostic) -> None:
         if diagnostic.severity_nonlocalized == "WARNING":
             self._warned = True
+        elif diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
+            self._dismissed = True
 
 
 def _no_primary(where: str) -> StoreUnavailableError:
@@ -248,12 +268,7 @@ def _no_primary(where: str) -> StoreUnavailableError:
     )
 
 
-def _alive(connection: AsyncConnection[Any]) -> bool:
-    """Look, without waiting, whether the server has said goodbye: what is sent to it then would be in doubt."""
-    from psycopg import Error  # noqa: PLC0415  # the driver loads on first use
-
-    try:
-        connection.pgconn.consume_input()
-    except Error:
-        return False
-    return not connection.closed and connection.info.transaction_status.name == "IDLE"
+def _readable(connection: AsyncConnection[Any]) -> bool:
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN)
+    return bool(poll.poll(0))

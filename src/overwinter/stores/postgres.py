@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ClosedError, InvalidKeyError, StateTooLargeError, StoreError, StoreUnavailableError, UsageError
 from ._jobs import Job
-from ._postgres_errors import judge
+from ._postgres_errors import definite, judge
 from ._postgres_lane import Lane
 from ._postgres_link import CLOCK_SLACK, Link, Row, parse
 from ._postgres_rows import Rows
@@ -85,6 +85,7 @@ class PostgresStore(Store):
         self._widths = writers, readers
         self._auto_setup = auto_setup
         self._lanes: list[Lane[Link]] = []
+        self._first: Link | None = None
         self._next_purge = 0.0
 
     def __repr__(self) -> str:
@@ -97,7 +98,7 @@ class PostgresStore(Store):
 
         Needs the right to create them, which the role that the store is used with need not have.
         """
-        await self._once(self._set_up)
+        await self._once(self._set_up, keep=False)
 
     async def open(self) -> None:
         """Connect once, see what the server promises, and find the table, or make it.
@@ -108,7 +109,7 @@ class PostgresStore(Store):
                 ``auto_setup`` is off.
         """
         self._terms.begin()
-        await self._once(self._find_table)
+        self._first = await self._once(self._find_table, keep=True)
         assert self._terms.durability is not None
         self.durability = self._terms.durability
         rows = Rows(self._table, repr(self))
@@ -128,18 +129,25 @@ class PostgresStore(Store):
     def _lane(
         self, work: Callable[[Link, list[Job]], Awaitable[None]], width: int, rows: Callable[[], int] | None = None
     ) -> Lane[Link]:
-        return Lane(lambda: Link(self._terms), work, width=width, patience=self.timeout, where=repr(self), rows=rows)
+        return Lane(self._link, work, width=width, patience=self.timeout, where=repr(self), rows=rows)
 
-    async def _once(self, work: Callable[[Link], Awaitable[None]]) -> None:
-        """Do something on a connection of its own."""
-        link = Link(self._terms)
+    def _link(self) -> Link:
+        first, self._first = self._first, None
+        return first or Link(self._terms)
+
+    async def _once(self, work: Callable[[Link], Awaitable[None]], *, keep: bool) -> Link:
+        """Do something on a connection of its own, and return it."""
+        link, done = Link(self._terms), False
         try:
             async with asyncio.timeout(self.timeout):
                 await work(link)
+                done = True
         except TimeoutError:
             raise StoreUnavailableError(f"{self!r} did not answer within {self.timeout:g} s") from None
         finally:
-            link.discard()
+            if not (done and keep):
+                link.discard()
+        return link
 
     async def _find_table(self, link: Link) -> None:
         if await self._recognised(link):
@@ -247,11 +255,23 @@ class PostgresStore(Store):
             assert isinstance(job, _Errand)
             assert job.run is not None
             try:
-                job.answer(await job.run(link))
+                job.answer(await self._twice(link, job.run))
             except StoreError as error:
                 job.refuse(error)
             except Exception as error:  # noqa: BLE001  # whatever the driver raised, its caller gets a verdict
                 job.refuse(judge(error, repr(self), unsure=False))
+
+    async def _twice(self, link: Link, run: Callable[[Link], Awaitable[Any]]) -> Any:
+        """A connection that broke is replaced once: no errand does harm when it is run again."""
+        try:
+            return await run(link)
+        except StoreError:
+            raise
+        except Exception as error:
+            if definite(error):
+                raise
+        link.discard()
+        return await run(link)
 
     # ------------------------------------------------------------ tombstones
 
