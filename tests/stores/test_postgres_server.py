@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 
@@ -248,10 +249,11 @@ class Standby(Postgres):
 
     def prepare(self):
         super().prepare()
-        self.data = self.data.with_name("standby")
+        for each in self.data.iterdir():  # the folder stays, with its owner
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
         subprocess.run(
             [self.programs / "pg_basebackup", "-D", self.data, "-d", self.primary.url, "-R", "-c", "fast", "-N"],
-            check=True, capture_output=True, **{**self.begin, "cwd": self.socket.parent},
+            check=True, capture_output=True, **self.begin,
         )  # fmt: skip
 
 

@@ -1,0 +1,182 @@
+"""kill -9 of PostgreSQL under load: the postmaster or a single backend, which takes all sessions with it.
+
+Nothing acknowledged is lost, nothing is stored twice, and live agents keep their state and go on by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+
+import psycopg
+import pytest
+from servers import Postgres
+
+from overwinter import Agent, InstanceManager, readonly
+from overwinter.errors import OutcomeUnknownError, OverwinterError, RevisionConflictError, StoreUnavailableError
+from overwinter.stores import Expect
+from overwinter.stores.postgres import PostgresStore
+
+KILLS = int(os.environ.get("OVERWINTER_POSTGRES_KILLS", "5"))  # of each kind: the postmaster, and a backend
+WRITERS = 32
+
+
+class Tally(Agent, name="tally"):
+    count: int = 0
+
+    async def add(self, number: int) -> int:
+        self.count += number
+        return self.count
+
+    @readonly
+    async def total(self) -> int:
+        return self.count
+
+
+@pytest.fixture
+def server():
+    with Postgres() as running:
+        yield running
+
+
+def kill_postmaster(server):
+    server.kill()
+    server.start()
+
+
+def kill_backend(server):
+    """One session of ours; the postmaster ends all the others, recovers, and goes on."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        rows = connection.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'overwinter' ORDER BY query_start DESC LIMIT 1"
+        ).fetchall()
+    assert rows, "nobody is connected"
+    os.kill(rows[0][0], signal.SIGKILL)
+
+
+WAYS = [kill_postmaster, kill_backend] * KILLS
+
+
+async def assail(server, progress):
+    """Kill it again and again, each time after some more writes; returns when the last ones got through."""
+    chance = random.Random(3)
+    for way in WAYS:
+        before = progress()
+        while progress() < before + WRITERS:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(chance.random() * 0.02)
+        await asyncio.to_thread(way, server)
+    before = progress()
+    while progress() < before + 4 * WRITERS:
+        await asyncio.sleep(0.005)
+
+
+async def test_no_acknowledged_put_is_lost_and_none_is_doubled(server):
+    """Each writer counts in a row of its own, and settles a doubt as managers do: by another conditional put."""
+    acknowledged = dict.fromkeys(range(WRITERS), 0)
+    failures = {"StoreUnavailableError": 0, "OutcomeUnknownError": 0}
+    async with PostgresStore(server.url, timeout=5) as store:
+
+        async def writer(number):
+            key, base, value = f"k{number}", Expect.ABSENT, 0
+            while True:
+                base = await settle(key, base, value + 1)
+                value += 1
+                acknowledged[number] = value
+
+        async def settle(key, base, value):
+            """Put *value* until it is stored for certain; returns the revision that it got."""
+            tried = set()
+            while True:
+                revision = os.urandom(16)
+                try:
+                    await store.put(key, b"%d" % value, revision=revision, expected=base)
+                except StoreUnavailableError:
+                    failures["StoreUnavailableError"] += 1
+                    await asyncio.sleep(0.01)
+                except OutcomeUnknownError:
+                    failures["OutcomeUnknownError"] += 1
+                    tried.add(revision)
+                except RevisionConflictError:
+                    while True:
+                        try:
+                            head = await store.head(key)
+                        except StoreUnavailableError:
+                            await asyncio.sleep(0.01)
+                        else:
+                            break
+                    assert head in tried, "somebody else wrote: a put that was refused was done all the same"
+                    return head
+                else:
+                    return revision
+
+        writers = [asyncio.create_task(writer(number)) for number in range(WRITERS)]
+        killer = asyncio.create_task(assail(server, lambda: sum(acknowledged.values())))
+        await asyncio.wait([killer, *writers], return_when=asyncio.FIRST_COMPLETED)
+        for task in writers:
+            if task.done():
+                task.result()
+        await killer
+        for task in writers:
+            task.cancel()
+        await asyncio.wait(writers)
+        final = {number: int((await store.get(f"k{number}")).data) for number in range(WRITERS)}
+    for number, value in final.items():
+        assert acknowledged[number] <= value <= acknowledged[number] + 1
+    assert failures["StoreUnavailableError"] > 0
+    assert failures["OutcomeUnknownError"] > 0, "no kill hit a write that was under way"
+
+
+async def test_live_agents_keep_their_state_and_go_on(server):
+    """A call that failed for certain has no effect; one of unknown outcome may have; a reply is for ever."""
+    sure, maybe = [0] * WRITERS, [0] * WRITERS
+    options = {"store_patience": 30.0, "idle_timeout": None}
+    async with InstanceManager(Tally, store=PostgresStore(server.url, timeout=5), **options) as tallies:
+
+        async def caller(number):
+            key = f"k{number}"
+            while True:
+                try:
+                    reply = await tallies.call(key, Tally.add, 1)
+                except StoreUnavailableError:
+                    await asyncio.sleep(0.01)
+                except OutcomeUnknownError:
+                    maybe[number] += 1
+                    await asyncio.sleep(0.01)
+                else:
+                    sure[number] += 1
+                    assert sure[number] <= reply <= sure[number] + maybe[number]
+
+        callers = [asyncio.create_task(caller(number)) for number in range(WRITERS)]
+        while min(sure) == 0:
+            await asyncio.sleep(0.005)
+        await asyncio.wait([killer := asyncio.create_task(assail(server, lambda: sum(sure))), *callers],
+                           return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+        for task in callers:
+            if task.done():
+                task.result()
+        await killer
+        for task in callers:
+            task.cancel()
+        await asyncio.wait(callers)
+        assert tallies.stats().live == WRITERS
+        assert tallies.stats().superseded == 0, "nobody else wrote"
+        live = [await tallies.call(f"k{number}", Tally.total) for number in range(WRITERS)]
+    async with InstanceManager(Tally, store=PostgresStore(server.url)) as tallies:
+        stored = [await tallies.call(f"k{number}", Tally.total) for number in range(WRITERS)]
+    assert stored == live
+    for number in range(WRITERS):
+        assert sure[number] <= stored[number] <= sure[number] + maybe[number] + 1  # one was cancelled at the end
+
+
+async def test_a_manager_whose_patience_is_short_says_no_and_works_again(server):
+    async with InstanceManager(Tally, store=PostgresStore(server.url, timeout=2), store_patience=0.1) as tallies:
+        assert await tallies.call("ada", Tally.add, 1) == 1
+        server.kill()
+        with pytest.raises(OverwinterError) as refused:
+            await tallies.call("ada", Tally.add, 1)
+        assert await tallies.call("ada", Tally.total) == (1 if isinstance(refused.value, StoreUnavailableError) else 2)
+        await asyncio.to_thread(server.start)
+        assert await tallies.call("ada", Tally.add, 1) == 2
