@@ -74,9 +74,17 @@ def run_page(page: Path, found: list[Block]) -> None:
     assert not failures
 
 
+SERVERS = {  # pages whose code needs a server: the fixture that starts it, and the variable that says where it is
+    "postgres.md": ("postgres", "POSTGRES_URL"),
+}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_runs(page, tmp_path, monkeypatch):
+def test_the_code_runs(page, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
+    if page.name in SERVERS:
+        fixture, variable = SERVERS[page.name]
+        monkeypatch.setenv(variable, request.getfixturevalue(fixture).url)
     found = blocks(page.read_text())
     assert len(found) == page.read_text().count("```python"), "each block begins at the margin, and ends"
     run_page(page, [block for block in found if not block.prints and not block.part])
