@@ -141,10 +141,13 @@ class Link:
     # ------------------------------------------------------------ requests
 
     async def fetch(self, sql: bytes, columns: list[bytes]) -> list[Row]:
-        """Return the rows of a statement whose first column tells whether this is a standby. The quickest way."""
+        """Return the rows of a statement whose first column tells whether this is a standby. The quickest way.
+
+        It is not prepared: without a prelude, a plan that was made while the table was empty would read all of it.
+        """
         connection = await self.connect()
         try:
-            rows = await (await connection.execute(sql, (columns,), binary=True)).fetchall()
+            rows = await (await connection.execute(sql, (columns,), prepare=False, binary=True)).fetchall()
             if rows[0][0]:  # a pooler took us elsewhere: what is absent here need not be absent
                 raise _no_primary(self.terms.where)
         except BaseException as error:
