@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import signal
+import time
 
 import psycopg
 import pytest
@@ -19,7 +20,7 @@ from overwinter.errors import OutcomeUnknownError, OverwinterError, RevisionConf
 from overwinter.stores import Expect
 from overwinter.stores.postgres import PostgresStore
 
-KILLS = int(os.environ.get("OVERWINTER_POSTGRES_KILLS", "5"))  # of each kind: the postmaster, and a backend
+KILLS = int(os.environ.get("OVERWINTER_POSTGRES_KILLS", "10"))  # in each test
 WRITERS = 32
 
 
@@ -48,32 +49,38 @@ def kill_postmaster(server):
 
 def kill_backend(server):
     """One session of ours; the postmaster ends all the others, recovers, and goes on."""
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        rows = connection.execute(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = 'overwinter' ORDER BY query_start DESC LIMIT 1"
-        ).fetchall()
-    assert rows, "nobody is connected"
-    os.kill(rows[0][0], signal.SIGKILL)
+    ours = "SELECT pid FROM pg_stat_activity WHERE application_name = 'overwinter' ORDER BY query_start DESC LIMIT 1"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                for (pid,) in connection.execute(ours).fetchall():
+                    os.kill(pid, signal.SIGKILL)
+                    return
+        except (psycopg.OperationalError, ProcessLookupError):
+            time.sleep(0.02)  # it recovers from the last kill, of which the answers before it have just been read
+    raise AssertionError("no session of ours could be killed")
 
 
-WAYS = [kill_postmaster, kill_backend] * KILLS
+both_ways = pytest.mark.parametrize("kill", [kill_postmaster, kill_backend])
 
 
-async def assail(server, progress):
+async def assail(server, kill, progress):
     """Kill it again and again, each time after some more writes; returns when the last ones got through."""
     chance = random.Random(3)
-    for way in WAYS:
+    for _ in range(KILLS):
         before = progress()
         while progress() < before + WRITERS:
             await asyncio.sleep(0.005)
         await asyncio.sleep(chance.random() * 0.02)
-        await asyncio.to_thread(way, server)
+        await asyncio.to_thread(kill, server)
     before = progress()
     while progress() < before + 4 * WRITERS:
         await asyncio.sleep(0.005)
 
 
-async def test_no_acknowledged_put_is_lost_and_none_is_doubled(server):
+@both_ways
+async def test_no_acknowledged_put_is_lost_and_none_is_doubled(server, kill):
     """Each writer counts in a row of its own, and settles a doubt as managers do: by another conditional put."""
     acknowledged = dict.fromkeys(range(WRITERS), 0)
     failures = {"StoreUnavailableError": 0, "OutcomeUnknownError": 0}
@@ -113,7 +120,7 @@ async def test_no_acknowledged_put_is_lost_and_none_is_doubled(server):
                     return revision
 
         writers = [asyncio.create_task(writer(number)) for number in range(WRITERS)]
-        killer = asyncio.create_task(assail(server, lambda: sum(acknowledged.values())))
+        killer = asyncio.create_task(assail(server, kill, lambda: sum(acknowledged.values())))
         await asyncio.wait([killer, *writers], return_when=asyncio.FIRST_COMPLETED)
         for task in writers:
             if task.done():
@@ -125,11 +132,11 @@ async def test_no_acknowledged_put_is_lost_and_none_is_doubled(server):
         final = {number: int((await store.get(f"k{number}")).data) for number in range(WRITERS)}
     for number, value in final.items():
         assert acknowledged[number] <= value <= acknowledged[number] + 1
-    assert failures["StoreUnavailableError"] > 0
     assert failures["OutcomeUnknownError"] > 0, "no kill hit a write that was under way"
 
 
-async def test_live_agents_keep_their_state_and_go_on(server):
+@both_ways
+async def test_live_agents_keep_their_state_and_go_on(server, kill):
     """A call that failed for certain has no effect; one of unknown outcome may have; a reply is for ever."""
     sure, maybe = [0] * WRITERS, [0] * WRITERS
     options = {"store_patience": 30.0, "idle_timeout": None}
@@ -152,7 +159,7 @@ async def test_live_agents_keep_their_state_and_go_on(server):
         callers = [asyncio.create_task(caller(number)) for number in range(WRITERS)]
         while min(sure) == 0:
             await asyncio.sleep(0.005)
-        await asyncio.wait([killer := asyncio.create_task(assail(server, lambda: sum(sure))), *callers],
+        await asyncio.wait([killer := asyncio.create_task(assail(server, kill, lambda: sum(sure))), *callers],
                            return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
         for task in callers:
             if task.done():
@@ -177,6 +184,15 @@ async def test_a_manager_whose_patience_is_short_says_no_and_works_again(server)
         server.kill()
         with pytest.raises(OverwinterError) as refused:
             await tallies.call("ada", Tally.add, 1)
-        assert await tallies.call("ada", Tally.total) == (1 if isinstance(refused.value, StoreUnavailableError) else 2)
+        unavailable = isinstance(refused.value, StoreUnavailableError)  # or the connection seemed to be alive
+        if unavailable:
+            assert await tallies.call("ada", Tally.total) == 1
         await asyncio.to_thread(server.start)
-        assert await tallies.call("ada", Tally.add, 1) == 2
+        while True:
+            try:
+                reply = await tallies.call("ada", Tally.add, 1)
+            except StoreUnavailableError:  # what has an unknown outcome is settled first
+                await asyncio.sleep(0.01)
+            else:
+                break
+        assert reply in ([2] if unavailable else [2, 3])
