@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 
 import psycopg
 import pytest
@@ -228,7 +229,7 @@ async def test_a_commit_that_waits_for_its_standby_is_not_acknowledged(private):
                 await asyncio.sleep(0.01)
             for (pid,) in pids:  # the server calls this a success, with a warning
                 sql(url, "SELECT pg_cancel_backend(%s)", pid)
-            with pytest.raises(OutcomeUnknownError, match="Unsure"):
+            with pytest.raises(OutcomeUnknownError, match="answered with a warning"):
                 await waiting
     finally:
         alter(url, "ALTER SYSTEM RESET synchronous_standby_names")
@@ -469,3 +470,11 @@ async def test_no_password_is_shown(url, tmp_path):
         with pytest.raises(UsageError, match="can't be read") as misread:
             PostgresStore(broken)
         assert secret not in str(misread.value)
+
+
+def test_the_driver_loads_on_first_use_and_is_asked_for_by_its_extra(child, monkeypatch):
+    code = "import sys, overwinter.stores.postgres; sys.exit('psycopg' in sys.modules)"
+    assert child(code, prelude="").wait(30) == 0
+    monkeypatch.setitem(sys.modules, "psycopg.conninfo", None)
+    with pytest.raises(UsageError, match=r"pip install 'overwinter\[postgres\]'"):
+        PostgresStore("")

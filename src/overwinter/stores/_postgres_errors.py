@@ -60,10 +60,10 @@ def judge(error: Exception, what: str, *, unsure: bool) -> OverwinterError:
     if not definite(error):
         if not unsure:
             return StoreUnavailableError(
-                f"no answer from {what}: the connection was lost ({_name(error)}). Try again later"
+                f"no answer from {what}: its connection is given up ({_name(error)}). Try again later"
             )
         return OutcomeUnknownError(
-            f"no answer from {what}: the connection was lost ({_name(error)}), so the change may be stored. "
+            f"no answer from {what}: its connection is given up ({_name(error)}), so the change may be stored. "
             "Only another conditional put can tell"
         )
     if state in _DAMAGE:
@@ -86,5 +86,7 @@ def connection_failed(error: Exception, where: str, password: str | None) -> Sto
 
 
 def _name(error: Exception) -> str:
+    if isinstance(error, Unsure):
+        return str(error)
     state = getattr(error, "sqlstate", None)
     return f"{type(error).__name__}, {state}" if state else type(error).__name__
