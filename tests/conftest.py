@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from moto_server import MotoServer
 from servers import Postgres, Redis, Server, Valkey
 
 
@@ -40,3 +41,9 @@ def _shared(kind: Callable[[], Server]) -> Any:
 valkey = _shared(Valkey)
 redis = _shared(Redis)
 postgres = _shared(Postgres)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[MotoServer]:
+    with MotoServer() as running:
+        yield running
