@@ -11,7 +11,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import OutcomeUnknownError, StoreUnavailableError
 from ._objects_frame import Tag
@@ -95,9 +95,10 @@ class Bucket:
 
     async def pages(self, folder: str | None) -> AsyncIterator[list[tuple[str, int]]]:
         """Yield names and sizes of the objects in *folder*, or of all of them."""
-        from obstore import exceptions, list as listed  # noqa: PLC0415  # as above
+        import obstore  # noqa: PLC0415  # as above
+        from obstore import exceptions  # noqa: PLC0415  # as above
 
-        stream = listed(self._client, folder, chunk_size=_PAGE)
+        stream: Any = cast("Any", obstore).list(self._client, folder, chunk_size=_PAGE)  # its types need pyarrow's kin
         while True:
             try:
                 page = await stream.__anext__()
@@ -125,7 +126,8 @@ class Bucket:
             result = await get_async(self._client, name, options=None if end is None else {"range": (0, end)})
             content = bytes(await result.bytes_async())
         except FileNotFoundError as error:
-            return await self._missing(name, str(error))
+            await self._missing(name, str(error))
+            return None
         except (exceptions.BaseError, OSError, ValueError) as error:
             status, text = _status(str(error)), str(error)
             if status == "416" and end is not None:

@@ -79,9 +79,7 @@ def durability_of(client: S3Store | GCSStore | AzureStore) -> Durability:
     from obstore import store  # noqa: PLC0415  # as above
 
     config = cast("Mapping[str, Any]", client.config)
-    kind = next(
-        n for n, each in enumerate((store.S3Store, store.GCSStore, store.AzureStore)) if isinstance(client, each)
-    )
+    kind = 0 if isinstance(client, store.S3Store) else 1 if isinstance(client, store.GCSStore) else 2
     own = [config.get(name) for name in ("aws_endpoint_url_s3", "endpoint", "base_url", "use_emulator")]
     own += [os.environ.get(name) for name in _ENDPOINTS[kind]]
     return Durability.REPLICATED if all(map(_in_cloud, filter(None, own))) else Durability.HOST

@@ -12,7 +12,7 @@ import contextlib
 import os
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import (
@@ -155,7 +155,7 @@ class ObjectStore(Store):
     # ------------------------------------------------------------ listing
 
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
-        """Yield the keys that begin with *prefix*: a request per 1,000 objects of an agent's name, and one per long key.
+        """Yield the keys that begin with *prefix*: a request per 1,000 objects of an agent, and one per long key.
 
         Objects with other names than this store gives are left out.
         """
@@ -164,8 +164,8 @@ class ObjectStore(Store):
             for key in filter(None, map(key_of, page)):
                 if key.startswith(prefix):
                     yield key
-            for key in await asyncio.gather(*map(self._key_of, hashed)):
-                if key is not None and key.startswith(prefix):
+            for key in filter(None, await asyncio.gather(*map(self._key_of, hashed))):
+                if key.startswith(prefix):
                     yield key
 
     async def count(self, prefix: str = "") -> int:
@@ -259,7 +259,7 @@ class ObjectStore(Store):
         return seen
 
     @contextlib.asynccontextmanager
-    async def _in_time_and_turn(self) -> AsyncIterator[_Fate]:
+    async def _in_time_and_turn(self) -> AsyncGenerator[_Fate]:
         fate = _Fate()
         try:
             async with asyncio.timeout(self.timeout), self._slots:
@@ -288,8 +288,8 @@ class ObjectStore(Store):
 
     def _corrupt(self, key: str, seen: Seen) -> CorruptRecordError:
         return CorruptRecordError(
-            f"the object {self._bucket.where}/{name_of(key)} of key {key!r} {seen.damage}: restore it from a version or "
-            "a backup, or delete the agent"
+            f"the object {self._bucket.where}/{name_of(key)} of key {key!r} {seen.damage}: restore it from a backup, "
+            "or delete the agent"
         )
 
 
