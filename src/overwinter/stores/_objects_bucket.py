@@ -87,7 +87,9 @@ class Bucket:
         mode: Any = "create" if over is None else over  # obstore types both keys as required, and refuses None
         try:
             result = await put_async(self._client, name, content, mode=mode, use_multipart=False)
-        except (exceptions.AlreadyExistsError, exceptions.PreconditionError, exceptions.NotModifiedError):
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError, exceptions.NotModifiedError) as error:
+            if _code(str(error)) in _ADVICE:  # obstore takes any 404 for a version that is not there
+                raise _after_write(f"{self.where}/{name}", str(error)) from None
             raise RefusedError from None
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise _after_write(f"{self.where}/{name}", str(error)) from None
@@ -122,28 +124,31 @@ class Bucket:
     async def _read(self, name: str, end: int | None) -> Held | None:
         from obstore import exceptions, get_async  # noqa: PLC0415  # as above
 
+        missing = ""
         try:
             result = await get_async(self._client, name, options=None if end is None else {"range": (0, end)})
-            content = bytes(await result.bytes_async())
+            return Held(bytes(await result.bytes_async()), result.meta["size"], _tag(result.meta))
         except FileNotFoundError as error:
-            await self._missing(name, str(error))
-            return None
+            missing = str(error)
         except (exceptions.BaseError, OSError, ValueError) as error:
-            status, text = _status(str(error)), str(error)
-            if status == "416" and end is not None:
-                return await self._read(name, None)  # an empty object has no range at all
-            unavailable = _unavailable(f"{self.where}/{name}", "not read", text)
-            if status is None or status >= "500" or _slower(text):
-                raise _AgainError(str(unavailable)) from None
-            raise unavailable from None
-        return Held(content, result.meta["size"], _tag(result.meta))
+            text = str(error)
+            status = _status(text)
+            if status != "416" or end is None:
+                unavailable = _unavailable(f"{self.where}/{name}", "not read", text)
+                if status is None or status >= "500" or _slower(text):
+                    raise _AgainError(str(unavailable)) from None
+                raise unavailable from None
+        # What follows stands outside the handlers: an error raised in one would show the driver's text as its context.
+        if not missing:
+            return await self._read(name, None)  # an empty object has no range at all
+        await self._missing(name, missing)
+        return None
 
     async def _missing(self, name: str, text: str) -> None:
         """Make sure that it is the object that is missing, and not the bucket: a fresh agent would begin there."""
-        code = _CODE.search(text)
-        if code is not None and code[1] in _NO_OBJECT:
+        if _code(text) in _NO_OBJECT:
             return
-        if code is not None and code[1] in _ADVICE:
+        if _code(text) in _ADVICE:
             raise _unavailable(f"{self.where}/{name}", "not read", text)
         async for _ in self.pages("=none"):  # the server didn't say which: one that lists the bucket has it
             break
@@ -169,13 +174,13 @@ def _after_write(name: str, text: str) -> StoreUnavailableError | OutcomeUnknown
 
 
 def _unavailable(name: str, what: str, text: str) -> StoreUnavailableError:
-    status, code = _status(text), _CODE.search(text)
-    if code is not None and code[1] in _ADVICE:
-        return StoreUnavailableError(f"{name}: {what}: {_ADVICE[code[1]]}")
+    status, code = _status(text), _code(text)
+    if code in _ADVICE:
+        return StoreUnavailableError(f"{name}: {what}: {_ADVICE[code]}")
     if "169.254." in text or "metadata.google.internal" in text:
         return StoreUnavailableError(f"{name}: {what}: there are no credentials: set them in the environment")
     if status is not None:
-        said = f"{status} {code[1]}" if code else status
+        said = f"{status} {code}" if code else status
         advice = "it is busy: try again later" if _slower(text) else _ADVICE.get(status, "see the server's log")
         return StoreUnavailableError(f"{name}: {what}: the server answered {said}: {advice}")
     if "BareRedirect" in text:
@@ -186,8 +191,12 @@ def _unavailable(name: str, what: str, text: str) -> StoreUnavailableError:
 
 
 def _slower(text: str) -> bool:
-    code = _CODE.search(text)
-    return (code is not None and code[1] in _SLOWER) or _status(text) in _SLOWER
+    return _code(text) in _SLOWER or _status(text) in _SLOWER
+
+
+def _code(text: str) -> str:
+    match = _CODE.search(text)
+    return "" if match is None else match[1]
 
 
 def _status(text: str) -> str | None:

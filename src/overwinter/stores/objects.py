@@ -130,13 +130,8 @@ class ObjectStore(Store):
         return seen.revision
 
     async def put(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> None:
-        self._check(key, revision)
-        if expected is Expect.ANY:
-            raise UsageError(
-                f"a put of key {key!r} expects a revision or Expect.ABSENT: Expect.ANY is only for deleting"
-            )
-        async with self._in_time_and_turn() as fate:
-            await self._put(key, bytes(data), bytes(revision), expected, fate)
+        self._check_put(key, revision, expected)
+        await self._put_in_time(key, bytes(data), bytes(revision), expected)
 
     async def delete(self, key: str, *, expected: Revision | Expect) -> None:
         self._check(key)
@@ -144,7 +139,8 @@ class ObjectStore(Store):
             await self._delete(key, expected, fate)
 
     def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
-        put = asyncio.ensure_future(self.put(key, data, revision=revision, expected=expected))
+        self._check_put(key, revision, expected)  # here: a close may come before the task's first step
+        put = asyncio.ensure_future(self._put_in_time(key, bytes(data), bytes(revision), expected))
         self._puts.add(put)
         put.add_done_callback(self._puts.discard)
         return put
@@ -203,17 +199,17 @@ class ObjectStore(Store):
         self._remember(key, seen)
         return seen, held
 
-    async def _put(self, key: str, data: bytes, revision: Revision, expected: Revision | Expect, fate: _Fate) -> None:
-        seen = self._seen.get(key, ABSENT)
-        if expected is Expect.ABSENT:
-            seen = seen if seen.absent else ABSENT  # a tombstone that was seen, or nothing; the server knows better
-        elif seen.revision != expected:
-            seen, _ = await self._look(key)
-
+    async def _put_in_time(self, key: str, data: bytes, revision: Revision, expected: Revision | Expect) -> None:
         def fits(there: Seen) -> bool:
             return there.absent if expected is Expect.ABSENT else there.revision == expected
 
-        await self._replace(key, record(key, revision, data), Seen({}, revision), seen, fits, fate)
+        async with self._in_time_and_turn() as fate:
+            seen = self._seen.get(key, ABSENT)
+            if expected is Expect.ABSENT:
+                seen = seen if seen.absent else ABSENT  # a tombstone that was seen, or nothing; the server knows better
+            elif seen.revision != expected:
+                seen, _ = await self._look(key)
+            await self._replace(key, record(key, revision, data), Seen({}, revision), seen, fits, fate)
 
     async def _delete(self, key: str, expected: Revision | Expect, fate: _Fate) -> None:
         seen = self._seen.get(key, ABSENT)
@@ -275,7 +271,7 @@ class ObjectStore(Store):
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
 
-    def _check(self, key: str, revision: Revision = b"") -> None:
+    def _check(self, key: str) -> None:
         self._check_open()
         try:
             size = len(key.encode())
@@ -283,8 +279,15 @@ class ObjectStore(Store):
             raise InvalidKeyError("a key holds a lone surrogate: decode it as UTF-8 at its source") from None
         if size > MAX_KEY:
             raise InvalidKeyError(f"a key has more than {MAX_KEY} bytes: use a hash or a shorter id")
+
+    def _check_put(self, key: str, revision: Revision, expected: Revision | Expect) -> None:
+        self._check(key)
         if len(revision) > MAX_REVISION:
             raise UsageError(f"the revision of key {key!r} has more than {MAX_REVISION} bytes: use 16 random ones")
+        if expected is Expect.ANY:
+            raise UsageError(
+                f"a put of key {key!r} expects a revision or Expect.ABSENT: Expect.ANY is only for deleting"
+            )
 
     def _corrupt(self, key: str, seen: Seen) -> CorruptRecordError:
         return CorruptRecordError(

@@ -1,0 +1,338 @@
+"""Servers that don't keep the conditions of writes, and servers that refuse: real ones on loopback, moto's S3 behind."""
+
+from __future__ import annotations
+
+import io
+import os
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from moto_server import App, MotoServer
+
+from overwinter.errors import (
+    OutcomeUnknownError,
+    OverwinterError,
+    RevisionConflictError,
+    StoreUnavailableError,
+    UsageError,
+)
+from overwinter.stores import Expect, Stored
+from overwinter.stores.objects import ObjectStore
+
+IF_MATCH, IF_NONE_MATCH = "HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"
+SECRETS = ("hush-hush", "StringToSign")
+
+
+def new() -> bytes:
+    return os.urandom(16)
+
+
+def is_write(environ: dict[str, Any]) -> bool:
+    return environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].count("/") > 1
+
+
+def without(*headers: str) -> Any:
+    """A server that doesn't know these headers."""
+
+    def between(app: App) -> App:
+        return lambda environ, start: app({k: v for k, v in environ.items() if k not in headers}, start)
+
+    return between
+
+
+def kindly(app: App) -> App:
+    """A server that answers 200 to a write whose condition failed, and doesn't store."""
+
+    def kind(environ: dict[str, Any], start: Any) -> Any:
+        def start_kindly(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            if is_write(environ) and status.startswith("412"):
+                status, headers = "200 OK", [*headers, ("ETag", '"0123456789abcdef0123456789abcdef"')]
+            return start(status, headers, *rest)
+
+        return app(environ, start_kindly)
+
+    return kind
+
+
+def forgetful(app: App) -> App:
+    """A server that stores the first write of an object and no other one, and says that it did."""
+
+    def forget(environ: dict[str, Any], start: Any) -> Any:
+        if is_write(environ) and IF_MATCH in environ:
+            start("200 OK", [("ETag", '"0123456789abcdef0123456789abcdef"'), ("Content-Length", "0")])
+            return [b""]
+        return app(environ, start)
+
+    return forget
+
+
+def one_etag(app: App) -> App:
+    """A server whose objects all have the same ETag, whatever is in them."""
+
+    def same(environ: dict[str, Any], start: Any) -> Any:
+        environ = {k: v for k, v in environ.items() if k != IF_MATCH}
+
+        def start_same(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            return start(status, [(k, '"one"' if k.lower() == "etag" else v) for k, v in headers], *rest)
+
+        return app(environ, start_same)
+
+    return same
+
+
+@pytest.mark.parametrize(
+    ("between", "words"),
+    [
+        (without(IF_NONE_MATCH), r"ignored the condition 'If-None-Match: \*'"),
+        (without(IF_MATCH), "ignored the condition 'If-Match'"),
+        (without(IF_MATCH, IF_NONE_MATCH), r"ignored the condition 'If-None-Match: \*'"),
+        (kindly, r"ignored the condition 'If-None-Match: \*'"),
+        (forgetful, "holds something else than it said"),
+        (one_etag, "two versions of an object have one ETag"),
+    ],
+    ids=["creates over", "replaces anything", "ignores all", "says 200 and stores nothing", "forgets", "one ETag"],
+)
+async def test_a_server_without_conditions_is_refused(s3: MotoServer, between: Any, words: str) -> None:
+    prefix = new().hex()
+    with MotoServer(between) as broken:
+        store = ObjectStore(f"s3://{s3.bucket}/{prefix}", **broken.options)
+        with pytest.raises(UsageError, match=words) as caught:
+            await store.open()
+    assert f"s3://{s3.bucket}/{prefix}" in str(caught.value)
+    assert "Use one with conditional writes" in str(caught.value)
+    assert await everything(s3, prefix) == []  # the probe is removed
+
+
+async def everything(s3: MotoServer, prefix: str) -> list[tuple[str, int]]:
+    bucket = ObjectStore(f"s3://{s3.bucket}/{prefix}", **s3.options)._bucket
+    return [each async for page in bucket.pages(None) for each in page]
+
+
+async def test_a_good_server_is_tried_and_left_as_it_was(s3: MotoServer) -> None:
+    prefix = new().hex()
+    async with ObjectStore(f"s3://{s3.bucket}/{prefix}", **s3.options):
+        assert await everything(s3, prefix) == []
+
+
+async def test_an_open_without_the_right_to_remove_leaves_the_probe(s3: MotoServer) -> None:
+    prefix = new().hex()
+
+    def keep(app: App) -> App:
+        def kept(environ: dict[str, Any], start: Any) -> Any:
+            if environ["REQUEST_METHOD"] in ("DELETE", "POST"):
+                return answer(start, "403 Forbidden", b"<Error><Code>AccessDenied</Code></Error>")
+            return app(environ, start)
+
+        return kept
+
+    with MotoServer(keep) as careful:
+        async with ObjectStore(f"s3://{s3.bucket}/{prefix}", **careful.options) as store:
+            [(name, size)] = await everything(s3, prefix)
+            assert (name.startswith("=probe/"), size) == (True, 64)
+            assert [key async for key in store.keys("")] == []
+            assert await store.count() == 0
+
+
+# ---------------------------------------------------------------- refusals and replies that are lost
+
+
+def answer(start: Any, status: str, body: bytes = b"") -> list[bytes]:
+    start(status, [("Content-Length", str(len(body)))])
+    return [body]
+
+
+def error(code: str) -> bytes:
+    return f"<Error><Code>{code}</Code><StringToSign>hush-hush</StringToSign></Error>".encode()
+
+
+class Switch:
+    """A server that answers some methods with one status once it is told to, before or after it did what was asked."""
+
+    store: ObjectStore
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        self.set("")
+
+    def set(self, status: str, code: str = "", methods: tuple[str, ...] = ("GET", "PUT"), after: bool = False) -> None:
+        self.status, self.body, self.methods, self.after = status, error(code), methods, after
+
+    def __call__(self, app: App) -> App:
+        def switched(environ: dict[str, Any], start: Any) -> Any:
+            method = environ["REQUEST_METHOD"]
+            self.requests.append(method)
+            if not self.status or method not in self.methods:
+                return app(environ, start)
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            if self.after:
+                app({**environ, "wsgi.input": io.BytesIO(body)}, lambda *_: None)
+            return answer(start, self.status, self.body)
+
+        return switched
+
+
+@pytest.fixture
+def switch(s3: MotoServer) -> Iterator[Switch]:
+    switch = Switch()
+    with MotoServer(switch) as server:
+        switch.store = ObjectStore(f"s3://{s3.bucket}/{new().hex()}", **server.options, timeout=5)
+        yield switch
+
+
+REFUSALS = [
+    ("403 Forbidden", "SignatureDoesNotMatch", "403 SignatureDoesNotMatch: access is denied: check the credentials"),
+    ("401 Unauthorized", "Whatever", "the credentials are not valid"),
+    ("404 Not Found", "NoSuchBucket", "the bucket does not exist: create it"),
+    ("404 Not Found", "ContainerNotFound", "the container does not exist: create it"),
+    ("503 Slow Down", "SlowDown", "503 SlowDown: it is busy"),
+    ("429 Too Many Requests", "", "answered 429: it is busy"),
+    ("507 Insufficient Storage", "", "no space left"),
+    ("413 Too Large", "EntityTooLarge", "413 EntityTooLarge"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "words"), REFUSALS)
+async def test_what_the_server_refuses_is_certainly_not_stored(
+    switch: Switch, status: str, code: str, words: str
+) -> None:
+    async with switch.store as store:
+        first, second = new(), new()
+        await store.put("a:key", b"first", revision=first, expected=Expect.ABSENT)
+        switch.set(status, code)
+        for attempt in (
+            store.get("a:key"),
+            store.head("a:key"),
+            store.put("a:key", b"second", revision=second, expected=first),
+            store.put("a:nother", b"second", revision=second, expected=Expect.ABSENT),
+            store.delete("a:key", expected=first),
+            store.delete("a:key", expected=Expect.ANY),
+            collect(store),
+        ):
+            with pytest.raises(StoreUnavailableError, match=words) as caught:
+                await attempt
+            unsecret(caught.value)
+        switch.set("")
+        assert await store.get("a:key") == Stored(b"first", first)
+        assert await collect(store) == ["a:key"]
+
+
+async def collect(store: ObjectStore) -> list[str]:
+    return [key async for key in store.keys("")]
+
+
+def unsecret(caught: OverwinterError) -> None:
+    shown = "".join(traceback.format_exception(caught))
+    assert "s3://agents/" in shown
+    assert not [secret for secret in SECRETS if secret in shown]
+
+
+@pytest.mark.parametrize(("status", "code", "words"), REFUSALS)
+async def test_a_store_is_not_opened_where_the_server_refuses(
+    switch: Switch, status: str, code: str, words: str
+) -> None:
+    switch.set(status, code)
+    with pytest.raises(StoreUnavailableError, match=words) as caught:
+        await switch.store.open()
+    unsecret(caught.value)
+
+
+@pytest.mark.parametrize("status", ["500 Internal Server Error", "502 Bad Gateway", "503 Unavailable", "504 Timeout"])
+async def test_a_server_that_fails_may_have_stored(switch: Switch, status: str) -> None:
+    async with switch.store as store:
+        revisions = [new() for _ in range(4)]
+        await store.put("a:key", b"0", revision=revisions[0], expected=Expect.ABSENT)
+        switch.set(status, methods=("PUT",), after=True)
+        with pytest.raises(OutcomeUnknownError, match="perhaps stored") as caught:
+            await store.put("a:key", b"1", revision=revisions[1], expected=revisions[0])
+        unsecret(caught.value)
+        switch.set(status, methods=("PUT",))
+        with pytest.raises(OutcomeUnknownError):
+            await store.put("a:key", b"2", revision=revisions[2], expected=revisions[1])
+        switch.set("")
+        with pytest.raises(RevisionConflictError):  # what a manager does to find out
+            await store.put("a:key", b"3", revision=revisions[3], expected=revisions[0])
+        assert await store.get("a:key") == Stored(b"1", revisions[1])
+
+
+@pytest.mark.parametrize("status", ["500 Internal Server Error", "503 Unavailable"])
+async def test_reads_are_repeated(switch: Switch, status: str) -> None:
+    async with switch.store as store:
+        first = new()
+        await store.put("a:key", b"first", revision=first, expected=Expect.ABSENT)
+        switch.set(status)
+        switch.requests.clear()
+        with pytest.raises(StoreUnavailableError, match=f"answered {status[:3]}"):
+            await store.get("a:key")
+        assert switch.requests == ["GET"] * 3
+
+
+async def test_a_404_that_names_nothing_is_absent_only_if_the_bucket_is_there(switch: Switch) -> None:
+    async with switch.store as store:
+        switch.set("404 Not Found", "", methods=("GET",))
+        with pytest.raises(StoreUnavailableError, match="the bucket, or the address of the server"):
+            await store.get("a:key")  # its listing is a 404 as well
+
+        def there(app: App) -> App:
+            def found(environ: dict[str, Any], start: Any) -> Any:
+                if environ["REQUEST_METHOD"] == "GET" and "list-type" not in environ["QUERY_STRING"]:
+                    return answer(start, "404 Not Found", b"Not Found")
+                return app(environ, start)
+
+            return found
+
+        with MotoServer(there) as server:
+            other = ObjectStore(f"s3://{server.bucket}/empty", **server.options)
+            assert await other._bucket.read("a/key") is None
+
+
+async def test_a_busy_object_is_tried_again(switch: Switch) -> None:
+    """S3 answers 409 to one of two writes that meet, though neither has changed anything yet."""
+    async with switch.store as store:
+        first, second = new(), new()
+        await store.put("a:key", b"first", revision=first, expected=Expect.ABSENT)
+        switch.set("409 Conflict", "ConditionalRequestConflict", methods=("PUT",))
+        with pytest.raises(StoreUnavailableError, match="'a:key' is too busy"):
+            await store.put("a:key", b"second", revision=second, expected=first)
+        with pytest.raises(StoreUnavailableError, match="'a:nother' is too busy"):
+            await store.put("a:nother", b"second", revision=second, expected=Expect.ABSENT)
+        switch.set("")
+        await store.put("a:key", b"second", revision=second, expected=first)
+
+
+async def test_a_refused_write_that_can_not_be_looked_at_is_unknown(switch: Switch) -> None:
+    async with switch.store as store:
+        first = new()
+        await store.put("a:key", b"first", revision=first, expected=Expect.ABSENT)
+        switch.set("503 Unavailable", methods=("GET",))
+        with pytest.raises(OutcomeUnknownError):
+            await store.put("a:key", b"second", revision=new(), expected=Expect.ABSENT)
+
+
+def twice(app: App) -> App:
+    """A network that delivers each write twice; the second reply is what the client hears."""
+
+    def doubled(environ: dict[str, Any], start: Any) -> Any:
+        if is_write(environ):
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            list(app({**environ, "wsgi.input": io.BytesIO(body)}, lambda *_: None))
+            environ["wsgi.input"] = io.BytesIO(body)
+        return app(environ, start)
+
+    return doubled
+
+
+async def test_a_write_that_was_delivered_twice_is_recognised(s3: MotoServer) -> None:
+    with MotoServer(twice) as server:
+        async with ObjectStore(f"s3://{s3.bucket}/{new().hex()}", **server.options) as store:
+            first, second, third = new(), new(), new()
+            await store.put("a:key", b"1", revision=first, expected=Expect.ABSENT)
+            await store.put("a:key", b"2", revision=second, expected=first)
+            assert await store.get("a:key") == Stored(b"2", second)
+            with pytest.raises(RevisionConflictError):
+                await store.put("a:key", b"3", revision=third, expected=first)
+            await store.delete("a:key", expected=second)
+            assert await store.get("a:key") is None
+            await store.put("a:key", b"3", revision=third, expected=Expect.ABSENT)
+            assert await store.get("a:key") == Stored(b"3", third)
