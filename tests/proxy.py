@@ -30,7 +30,7 @@ class Proxy:
         self._to_lose = 0
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._links: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -42,12 +42,16 @@ class Proxy:
 
     async def accept(self) -> None:
         """Listen, again on the same port."""
-        self._listener = await asyncio.start_server(self._begin, "127.0.0.1", self.port)
-        self.port = self._listener.sockets[0].getsockname()[1]
+        # No asyncio server: when one is closed, a connection that is just being accepted is never closed.
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=256)
+        self._listener.setblocking(False)
+        self.port = self._listener.getsockname()[1]
+        asyncio.get_running_loop().add_reader(self._listener, self._begin, self._listener)
 
     async def refuse(self) -> None:
         """Cut all connections, and refuse new ones: a server that is down."""
         if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
         await self.cut()
@@ -75,15 +79,23 @@ class Proxy:
         """How many connections are open."""
         return len(self._links)
 
-    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _begin(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # it has gone already
+            return
         self.accepted += 1
-        link = asyncio.ensure_future(self._link(reader, writer))
+        connection.setblocking(False)
+        link = asyncio.ensure_future(self._link(connection))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
+        link.add_done_callback(lambda _: connection.close())  # if it was cancelled before its first step
 
-    async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers = [writer]
+    async def _link(self, connection: socket.socket) -> None:
+        writers: list[asyncio.StreamWriter] = []
         try:
+            reader, writer = await asyncio.open_connection(sock=connection)
+            writers.append(writer)
             if isinstance(self.behind, str):
                 back, out = await asyncio.open_unix_connection(self.behind)
             else:
@@ -105,8 +117,7 @@ class Proxy:
         finally:
             for each in writers:
                 each.close()
-                with contextlib.suppress(OSError):
-                    await each.wait_closed()
+            await asyncio.gather(*(each.wait_closed() for each in writers), return_exceptions=True)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, replies: bool = False) -> None:
         while piece := await reader.read(65536):

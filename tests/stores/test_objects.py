@@ -328,7 +328,7 @@ async def test_misuse_is_an_error(s3: MotoServer, place: str) -> None:
 
 
 async def test_a_missing_bucket_is_an_error_and_not_empty(s3: MotoServer) -> None:
-    with pytest.raises(StoreUnavailableError, match="s3://nowhere/.*the bucket does not exist: create it"):
+    with pytest.raises(StoreUnavailableError, match=r"s3://nowhere/.*the bucket does not exist: create it"):
         await ObjectStore("s3://nowhere/agents", **s3.options).open()
 
 

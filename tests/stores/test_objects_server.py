@@ -1,4 +1,4 @@
-"""Servers that don't keep the conditions of writes, and servers that refuse: real ones on loopback, moto's S3 behind."""
+"""Servers that don't keep the conditions of writes, and servers that refuse: on loopback, with moto's S3 behind."""
 
 from __future__ import annotations
 
