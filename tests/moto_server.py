@@ -60,6 +60,10 @@ class MotoServer(ThreadedMotoServer):
         return int(self.get_host_and_port()[1])
 
     @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def options(self) -> dict[str, Any]:
         return self.options_at(self.port)
 
