@@ -6,8 +6,10 @@ import io
 import os
 import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
+import obstore.store
 import pytest
 from moto_server import App, MotoServer
 
@@ -308,6 +310,52 @@ async def test_a_refused_write_that_can_not_be_looked_at_is_unknown(switch: Swit
         switch.set("503 Unavailable", methods=("GET",))
         with pytest.raises(OutcomeUnknownError):
             await store.put("a:key", b"second", revision=new(), expected=Expect.ABSENT)
+
+
+def failing() -> tuple[list[str], Any]:
+    """A server that answers the next writes with what is in the list; what it calls 500 it stored."""
+    left: list[str] = []
+
+    def between(app: App) -> App:
+        def fail(environ: dict[str, Any], start: Any) -> Any:
+            if not is_write(environ) or not left:
+                return app(environ, start)
+            status = left.pop(0)
+            body = io.BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+            if status.startswith("500"):
+                list(app({**environ, "wsgi.input": body}, lambda *_: None))
+            return answer(start, status)
+
+        return fail
+
+    return left, between
+
+
+async def test_a_client_that_repeats_writes_is_understood(s3: MotoServer) -> None:
+    """What a repetition is told says nothing about the first attempt."""
+    left, between = failing()
+    with MotoServer(between) as server:
+        options = server.options
+        client = obstore.store.S3Store(
+            s3.bucket,
+            prefix=new().hex(),
+            client_options=options.pop("client_options"),
+            retry_config={"max_retries": 2, "backoff": {"init_backoff": timedelta(milliseconds=5)}},
+            config=options,
+        )
+        async with ObjectStore(client) as store:
+            first, second, third = new(), new(), new()
+            left[:] = ["500 Stored"]
+            await store.put("a:key", b"1", revision=first, expected=Expect.ABSENT)  # the second attempt: 412, and ours
+            left[:] = ["500 Stored"]
+            await store.put("a:key", b"2", revision=second, expected=first)
+            left[:] = ["500 Stored", "403 Forbidden"]
+            with pytest.raises(OutcomeUnknownError):
+                await store.put("a:key", b"3", revision=third, expected=second)
+            assert await store.get("a:key") == Stored(b"3", third)
+            left[:] = ["403 Forbidden"]
+            with pytest.raises(StoreUnavailableError):
+                await store.put("a:key", b"4", revision=new(), expected=third)
 
 
 def twice(app: App) -> App:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["address_of", "connect", "durability_of"]
 
-_SCHEMES = "s3://bucket/prefix, gs://bucket/prefix, az://account/container/prefix"
+_SCHEMES = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix"
 _MAX_PREFIX = 400  # bytes; the longest name takes 601 of the 1,024 that providers allow
 _CLOUDS = ("amazonaws.com", "amazonaws.com.cn", "googleapis.com", "core.windows.net")
 _ENDPOINTS = (
@@ -94,7 +94,8 @@ def _check(url: str) -> None:
     scheme, colon, rest = url.partition("://")
     if not colon or not scheme.isalnum():
         raise UsageError(f"the URL of an ObjectStore has no scheme: use one like {_SCHEMES}")
-    if "@" in rest.partition("/")[0] or "?" in rest or "#" in rest:
+    place = rest.partition("/")[0]
+    if ("@" in place and not scheme.startswith("abfs")) or "?" in rest or "#" in rest:  # abfs://container@account
         raise UsageError(
             f"the URL of an ObjectStore holds no credentials and no options, only a place: use one like {_SCHEMES}, "
             "and keyword arguments or the environment for the rest"

@@ -45,7 +45,7 @@ _ATTEMPTS = 4  # of a write that was refused though what is there is what it exp
 class ObjectStore(Store):
     """Keep each record in an object of its own, written only over the version that was read.
 
-    *target* is a URL like ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://account/container/prefix``, or a
+    *target* is a URL like ``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``, or a
     client of obstore. *options* are those of obstore's client for that provider; credentials come from the environment
     if they are not among them. *timeout* is how many seconds a call may take, *concurrency* how many requests are on
     their way at once. *durability* is for a server at an address of your own, of which ``HOST`` is taken for granted.
