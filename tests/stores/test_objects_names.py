@@ -74,6 +74,25 @@ def test_a_foreign_name_is_none_of_ours(name: str) -> None:
     assert is_name(name) == (key is not None or is_hashed(name))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Note/=61",
+        "=none/x=3Ay",
+        "Note/" + "k" * 401,
+        "N" * 201 + "/k",
+        "=4E/x",
+        "Note/=FF",
+        "Note/a/b",
+        "Note",
+        "=probe/a",
+    ],
+)
+def test_a_name_that_would_not_be_given_is_none_of_ours(name: str) -> None:
+    assert key_of(name) is None
+    assert not is_name(name)
+
+
 def test_hostile_keys_collide_neither_in_case_nor_in_form() -> None:
     names = {name_of(prefix + key) for key in hostile_keys() for prefix in ("", "a:", "A:")}
     assert len(names) == 3 * len(hostile_keys())
