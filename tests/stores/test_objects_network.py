@@ -15,7 +15,7 @@ from overwinter import Agent, InstanceManager, readonly
 from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StoreError, StoreUnavailableError
 from overwinter.stores import Expect, Stored
 from overwinter.stores.objects import ObjectStore
-from overwinter.testing import until
+from overwinter.testing import FaultyStore, until
 
 KEY = "a:key"
 CANCELS, CUTS, WRITERS = 2000, 10, 32
@@ -210,12 +210,12 @@ async def test_connections_cut_under_writers_lose_and_double_nothing(s3: MotoSer
 
 async def test_an_agent_lives_on_over_an_outage(s3: MotoServer) -> None:
     async with Proxy(("127.0.0.1", s3.port)) as proxy:
-        store = through(s3, proxy)
+        store = FaultyStore(through(s3, proxy))  # for its count
         async with InstanceManager(Tally, store=store) as manager:
             assert await manager.call("t", Tally.add, 1) == 1
             await proxy.refuse()
             call = asyncio.ensure_future(manager.call("t", Tally.add, 2))
-            await asyncio.sleep(0.05)
+            await until(lambda: store.calls["put"] >= 3)  # one was stored, one refused, and it tries again
             assert not call.done()
             await proxy.accept()
             assert await call == 2

@@ -353,6 +353,9 @@ async def test_a_client_that_repeats_writes_is_understood(s3: MotoServer) -> Non
             with pytest.raises(OutcomeUnknownError):
                 await store.put("a:key", b"3", revision=third, expected=second)
             assert await store.get("a:key") == Stored(b"3", third)
+            left[:] = ["502 Lost", *["409 Conflict"] * 20]
+            with pytest.raises(OutcomeUnknownError, match="too busy"):
+                await store.put("a:key", b"4", revision=new(), expected=third)
             left[:] = ["403 Forbidden"]
             with pytest.raises(StoreUnavailableError):
                 await store.put("a:key", b"4", revision=new(), expected=third)

@@ -43,7 +43,14 @@ _ADVICE = {
 
 
 class RefusedError(Exception):
-    """The object is not at the version that the write expected; nothing was stored by it."""
+    """The object is not at the version that the write expected; nothing was stored by it.
+
+    *repeated*: it is a repetition by the client that was refused, and what became of the first attempt isn't known.
+    """
+
+    def __init__(self, repeated: bool) -> None:
+        super().__init__()
+        self.repeated = repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ class Bucket:
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError, exceptions.NotModifiedError) as error:
             if _code(str(error)) in _ADVICE:  # obstore takes any 404 for a version that is not there
                 raise _after_write(f"{self.where}/{name}", str(error)) from None
-            raise RefusedError from None
+            raise RefusedError(_is_repeated(str(error))) from None
         except (exceptions.BaseError, OSError, ValueError) as error:
             raise _after_write(f"{self.where}/{name}", str(error)) from None
         return _tag(result)
@@ -164,8 +171,8 @@ def _tag(meta: Mapping[str, Any]) -> Tag:
 
 def _after_write(name: str, text: str) -> StoreUnavailableError | OutcomeUnknownError:
     """Say what an error means for the object *name*, which was to be written."""
-    status, retries = _status(text), _RETRIES.search(text)
-    first = retries is None or retries[1] == "0"  # what a repeated request is told says nothing about the one before
+    status = _status(text)
+    first = not _is_repeated(text)  # what a repeated request is told says nothing about the one before
     sent = status is not None or not _NEVER_CONNECTED.search(text)
     if first and (not sent or _slower(text) or (status is not None and ("300" <= status < "500" or status == "507"))):
         return _unavailable(name, "not stored", text)
@@ -188,6 +195,11 @@ def _unavailable(name: str, what: str, text: str) -> StoreUnavailableError:
     if _NEVER_CONNECTED.search(text):
         return StoreUnavailableError(f"{name}: {what}: no connection to the server: check its address, and if it runs")
     return StoreUnavailableError(f"{name}: {what}: the connection or the server failed: try again later")
+
+
+def _is_repeated(text: str) -> bool:
+    retries = _RETRIES.search(text)
+    return retries is not None and retries[1] != "0"
 
 
 def _slower(text: str) -> bool:

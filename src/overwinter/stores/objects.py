@@ -226,6 +226,7 @@ class ObjectStore(Store):
         self, key: str, content: bytes, ours: Seen, seen: Seen, fits: Callable[[Seen], bool], fate: _Fate
     ) -> None:
         """Write *content* over what was *seen*, as long as that *fits*; *ours* is how it would be seen itself."""
+        repeated = False
         for attempt in range(_ATTEMPTS):
             if not fits(seen):
                 raise self._corrupt(key, seen) if seen.damage else _conflict(key)
@@ -236,7 +237,8 @@ class ObjectStore(Store):
             fate.open = True
             try:
                 tag = await self._bucket.write(name_of(key), content, seen.tag)
-            except RefusedError:
+            except RefusedError as refusal:
+                repeated |= refusal.repeated
                 seen = await self._after_refusal(key)
                 fate.open = False
                 if (seen.revision, seen.mark) == (ours.revision, ours.mark):
@@ -244,7 +246,10 @@ class ObjectStore(Store):
             else:
                 self._remember(key, Seen(tag, ours.revision, ours.mark))
                 return
-        raise StoreUnavailableError(f"not changed: key {key!r} is too busy: others write it all the time; try again")
+        busy = f"key {key!r} is too busy: the server refuses to change it, or others do all the time; try again later"
+        if repeated:  # by the client: its first attempt may still be on its way
+            raise OutcomeUnknownError(f"perhaps stored: {busy}")
+        raise StoreUnavailableError(f"not changed: {busy}")
 
     async def _after_refusal(self, key: str) -> Seen:
         try:
