@@ -110,7 +110,7 @@ def test_a_record_is_seen_with_its_beginning_alone() -> None:
     there = seen("a key", content)
     assert (there.revision, there.absent, there.damage) == (b"r" * 16, False, None)
     assert content[there.begin :] == b"d" * 10_000
-    assert frame.key_in(content, len(content)) == "a key"
+    assert frame.key_in(content[:100]) == "a key"
 
 
 def test_a_tombstone_is_smaller_than_any_record_and_bound_to_its_key() -> None:
@@ -145,4 +145,4 @@ def test_any_bytes_are_damage_and_never_absence(content: bytes) -> None:
         there = seen("key", start + content)
         assert there.damage
         assert not there.absent
-        assert frame.key_in(start + content, len(start + content)) is None
+        assert frame.key_in(start + content) is None

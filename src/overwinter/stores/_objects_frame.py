@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from ._file_frame import DamagedError, head_size, pack, unpack
+from . import _file_frame
+from ._file_frame import DamagedError, pack, unpack
 
 __all__ = [
     "ABSENT",
@@ -92,17 +93,12 @@ def look(key: str, start: bytes, total: int, tag: Tag) -> Seen:
     return Seen(tag, revision, begin=begin)
 
 
-def key_in(start: bytes, total: int) -> str | None:
-    """Return the key that an object of *total* bytes names, which begins with *start*; ``None`` if it is damaged."""
-    if len(start) <= _FIXED:
-        return None
-    begin = head_size(start)
+def key_in(start: bytes) -> str | None:
+    """Return the key that an object names which begins with *start*; ``None`` if that can't be told."""
     try:
-        key = start[_FIXED + start[5] : begin].decode()
-        unpack(start, total, key)
-    except (DamagedError, UnicodeDecodeError):
+        return _file_frame.key_in(start)
+    except DamagedError:
         return None
-    return key
 
 
 def _checksum(start: bytes, key: str) -> bytes:

@@ -39,6 +39,7 @@ __all__ = ["ObjectStore"]
 T = TypeVar("T")
 
 _REMEMBERED = 10_000  # versions that were seen, some 200 bytes each
+_TOLD = 5  # damaged objects that an error names
 _ATTEMPTS = 4  # of a write that was refused though what is there is what it expected
 
 
@@ -154,15 +155,27 @@ class ObjectStore(Store):
         """Yield the keys that begin with *prefix*: a request per 1,000 objects of an agent, and one per long key.
 
         Objects with other names than this store gives are left out.
+
+        Raises:
+            CorruptRecordError: some objects with hashed names can't be told the key of. It comes last, when all other
+                keys were yielded.
         """
+        damaged: list[str] = []
+        number = 0
         async for page in self._pages(prefix):
             hashed = [name for name in page if is_hashed(name)]
-            for key in filter(None, map(key_of, page)):
+            found = await asyncio.gather(*map(self._key_of, hashed))
+            lost = [name for name, key in zip(hashed, found, strict=True) if key is None]
+            number += len(lost)
+            damaged += lost[: _TOLD - len(damaged)]
+            for key in filter(None, [*map(key_of, page), *found]):
                 if key.startswith(prefix):
                     yield key
-            for key in filter(None, await asyncio.gather(*map(self._key_of, hashed))):
-                if key.startswith(prefix):
-                    yield key
+        if number:
+            raise CorruptRecordError(
+                f"{number} objects of {self._bucket.where} can't be told the key of, all others were listed: "
+                f"{'; '.join(damaged)}{' …' if number > len(damaged) else ''}. They are left as they are: restore them"
+            )
 
     async def count(self, prefix: str = "") -> int:
         if is_whole_folder(prefix):
@@ -180,16 +193,13 @@ class ObjectStore(Store):
             yield [name for name, size in page if size != TOMBSTONE]
 
     async def _key_of(self, name: str) -> str | None:
+        """Return the key in the object with this hashed *name*; empty if it has gone, ``None`` if it is damaged."""
         async with self._in_time_and_turn():
             held = await self._bucket.read(name, head_limit(None))
         if held is None or held.size == TOMBSTONE:
-            return None  # it went meanwhile
-        key = key_in(held.content, held.size)
-        if key is None or name_of(key) != name:
-            raise CorruptRecordError(
-                f"the object {self._bucket.where}/{name} is damaged, and the key is in it: restore it, or remove it"
-            )
-        return key
+            return ""
+        key = key_in(held.content)
+        return key if key is not None and name_of(key) == name else None
 
     # ------------------------------------------------------------ how it is done
 
