@@ -55,6 +55,10 @@ SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', cur
     extract(epoch FROM clock_timestamp())::float8
 """
 
+# A process that is stopped in the middle of its request would keep its rows locked for as long as it is stopped.
+_BOUNDED = b", set_config('transaction_timeout', %t, true)"
+_BOUNDED_SINCE = 170000
+
 
 @dataclass(slots=True)
 class Terms:
@@ -171,7 +175,7 @@ class Link:
             async with connection.pipeline():
                 cursors: list[AsyncCursor[Row]] = [
                     await connection.execute(sql, values, binary=True)
-                    for sql, values in ((prelude, (str(int(self.terms.timeout * _SERVERS_SHARE * 1000)),)), *queries)
+                    for sql, values in (self._limited(connection, prelude), *queries)
                 ]
             self._check_committed(connection, writes=writes)
             clock, standby, *_ = (await cursors[0].fetchall())[0]
@@ -188,6 +192,13 @@ class Link:
         idle = not connection.closed and connection.info.transaction_status.name == "IDLE"
         if not idle or getattr(error, "sqlstate", None) is None:
             self.discard()
+
+    def _limited(self, connection: AsyncConnection[Row], prelude: bytes) -> Query:
+        limit = str(int(self.terms.timeout * _SERVERS_SHARE * 1000))
+        if connection.info.server_version < _BOUNDED_SINCE:
+            return prelude, (limit,)
+        # Longer than the statement's limit, which is milder: it says no to the request, this one ends the session.
+        return prelude.rstrip() + _BOUNDED, (limit, str(int(self.terms.timeout * 1000)))
 
     def _check_committed(self, connection: AsyncConnection[Any], *, writes: bool) -> None:
         """The rows of a query come before its commit; only an idle session has ended its transaction."""
