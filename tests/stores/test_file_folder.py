@@ -13,7 +13,7 @@ import pytest
 from storing import create, open_files
 
 from overwinter.errors import ClosedError, CorruptRecordError, StoreUnavailableError, UsageError
-from overwinter.stores import Durability, FileStore, _file_folder, from_url
+from overwinter.stores import Durability, FileStore, _file_folder
 from overwinter.stores._file_frame import name_of
 from overwinter.stores._file_layer import file_system, is_remote
 
@@ -303,19 +303,3 @@ def test_who_had_the_lock_a_moment_ago_does_not_pass_by_who_waits(tmp_path):
         assert shard.acquire(0, shared=False)
     for folder in folders:
         folder.close()
-
-
-# ---------------------------------------------------------------- URLs
-
-
-def test_from_url():
-    store = from_url("file:///srv/with%20space/agents")
-    assert isinstance(store, FileStore)
-    assert store.path == "/srv/with space/agents"
-
-
-@pytest.mark.parametrize("url", ["file://secret@host/a", "file:///", "file:///a?key=secret", "file://agents", "file:a"])
-def test_a_url_that_is_none_lists_those_that_are(url):
-    with pytest.raises(UsageError, match="file:///") as caught:
-        from_url(url)
-    assert "secret" not in str(caught.value)

@@ -15,7 +15,7 @@ from overwinter.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from overwinter.stores import MemoryStore, SQLiteStore, from_url
+from overwinter.stores import SQLiteStore
 
 # ---------------------------------------------------------------- the file
 
@@ -166,34 +166,3 @@ async def test_damaged_pages_are_not_absent(tmp_path):
                 await store.get(f"key {number}")
             with pytest.raises(CorruptRecordError):
                 await create(store, f"key {number}")
-
-
-# ---------------------------------------------------------------- URLs
-
-
-def test_from_url(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert from_url("sqlite:///app.db").path == str(tmp_path.resolve() / "app.db")
-    assert from_url("sqlite:////srv/with%20space/app.db").path == "/srv/with space/app.db"
-    assert isinstance(from_url("memory://"), MemoryStore)
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        *(
-            "",
-            "app.db",
-            "redis://user:secret@host/0",
-            "sqlite://secret@host/app.db",
-            "sqlite:///",
-            "sqlite:///a?key=secret",
-        ),
-        *("sqlite:app.db", "secret:secret@://x", "memory://secret", "sqlite:///:memory:"),
-    ],
-)
-def test_a_url_that_is_none_lists_those_that_are(url):
-    with pytest.raises(UsageError) as caught:
-        from_url(url)
-    assert "secret" not in str(caught.value)
-    assert any(word in str(caught.value) for word in ("sqlite:///", "memory://", "MemoryStore"))
