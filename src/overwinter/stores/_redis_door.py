@@ -1,0 +1,182 @@
+"""The way to a Redis server: its address, what is looked at before it is used, and whether it still is the same.
+
+This file knows connections that are new. It does not know the requests that follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from ..errors import OverwinterError, StoreUnavailableError, UsageError
+from ._redis_answers import refusal
+from ._redis_frame import TEXTS, Names
+from ._redis_line import Command, StaleLineError, ask
+from ._redis_server import Terms, check, read_facts
+from .base import Durability
+
+__all__ = ["Door"]
+
+# The driver's own business, which would make a connection listen to more than our replies.
+_NOT_OURS = ("maint_", "orig_", "oss_", "event_dispatcher", "himport")
+
+
+class Door:
+    """Makes connections, and lets only those in that lead to our data."""
+
+    def __init__(
+        self, server: str | Redis, names: Names, terms: Terms, *, timeout: float, expect_existing: bool
+    ) -> None:
+        self._pool = _pool_of(server)
+        self._names = names
+        self._own = names.store.decode()
+        self._terms = terms
+        self._timeout = timeout
+        self._expect_existing = expect_existing
+        self._found: Durability | None = None
+        self._behind = 0.0
+        self.place = _where(self._pool.connection_kwargs)
+        self.where = f"Redis at {self.place}"
+        self.guard: Command = (b"GET", names.store)
+        self.identity = b""
+        """The store's id, as it was when this process saw it first."""
+        self.why = ""
+
+    @property
+    def durability(self) -> Durability:
+        assert self._found is not None
+        return self._found
+
+    def server_time(self) -> float:
+        """Return the server's clock, as of now, by what it said last."""
+        return asyncio.get_running_loop().time() + self._behind
+
+    def dial(self) -> AbstractConnection:
+        kwargs = {name: value for name, value in self._pool.connection_kwargs.items() if not name.startswith(_NOT_OURS)}
+        # Deadlines and repetitions are ours: the driver would repeat writes, and know nothing of those who wait.
+        kwargs |= {"socket_timeout": None, "socket_connect_timeout": self._timeout, "retry": Retry(NoBackoff(), 0)}
+        kwargs |= {
+            "retry_on_timeout": False,
+            "retry_on_error": [],
+            "health_check_interval": 0,
+            "decode_responses": False,
+        }
+        return self._pool.connection_class(**kwargs)
+
+    async def greet(self, connection: AbstractConnection) -> None:
+        """See whether the server is fit for use and holds our data.
+
+        Raises:
+            UsageError: it never will be; only the first time.
+            StoreUnavailableError: it is not, now.
+        """
+        info, config, clock, identity, *_ = await ask(
+            connection,
+            (b"INFO",),
+            (b"CONFIG", b"GET", b"*append*"),
+            (b"TIME",),
+            self.guard,
+            *((b"SCRIPT", b"LOAD", text) for text in TEXTS.values()),
+        )
+        for reply in (info, clock):
+            if isinstance(reply, Exception):
+                raise self._refusal(reply, "a first look at it")
+        facts = read_facts(info, _settings(config))
+        try:
+            durability = check(facts, self._terms, self.where)
+        except UsageError as error:
+            if self._found is None:
+                raise
+            raise StoreUnavailableError(str(error)) from None  # a put must not fail in any other way
+        if self._found is not None and durability < self._found:
+            raise StoreUnavailableError(
+                f"{self.where} promises less than when this store was opened ({facts.why}): replies would "
+                "leave before they are safe; change its settings back, or start this program again"
+            )
+        if isinstance(identity, Exception):
+            raise self._refusal(identity, "a look at the store's own key")
+        self._behind = int(clock[0]) - asyncio.get_running_loop().time()
+        await self._recognise(connection, identity)
+        if self._found is None:
+            self._found, self.why = durability, facts.why
+
+    async def _recognise(self, connection: AbstractConnection, identity: bytes | None) -> None:
+        if self.identity:
+            self.check_guard(identity)
+        elif identity is not None:
+            self.identity = identity
+        elif self._expect_existing:
+            raise StoreUnavailableError(
+                f"{self.where} holds no agents (there is no key {self._own!r}), and expect_existing=True says that "
+                "it should: see whether it came back empty, or whether this is another server"
+            )
+        else:
+            new = os.urandom(16).hex().encode()
+            done, found = await ask(connection, (b"SET", self._names.store, new, b"NX"), self.guard)
+            for reply in (done, found):
+                if isinstance(reply, Exception):
+                    raise self._refusal(reply, "the first write")
+            self.identity = found
+
+    def check_guard(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            raise self._refusal(reply, "a look at the store's own key")
+        if reply != self.identity:
+            raise self.lost()
+
+    def lost(self) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"{self.where} does not hold the agents any more: its key {self._own!r} is gone, or another. "
+            "It was flushed, it came back empty, or the address leads to another server. Nothing is read or written, "
+            "and nobody starts anew. Restore its data; or, if it is meant to be empty, start this program again"
+        )
+
+    def _refusal(self, error: Exception, about: str) -> OverwinterError:
+        try:
+            return refusal(error, self.where, about, writes=False)
+        except StaleLineError as stale:
+            return stale.error
+
+
+def _pool_of(server: str | Redis) -> ConnectionPool:
+    if not isinstance(server, str):
+        pool: ConnectionPool = server.connection_pool
+        return pool
+    scheme, _, rest = server.partition("://")
+    scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
+    if scheme not in ("redis", "rediss", "unix"):
+        raise UsageError("the URL of a RedisStore begins with redis://, rediss://, valkey://, valkeys:// or unix://")
+    try:
+        made: ConnectionPool = ConnectionPool.from_url(f"{scheme}://{rest}")  # pyright: ignore[reportUnknownMemberType]
+    except ValueError:
+        raise UsageError(
+            "the URL of a RedisStore can't be read: redis://user:password@host:6379/0, or unix:///path?db=0"
+        ) from None
+    return made
+
+
+def _where(kwargs: Mapping[str, Any]) -> str:
+    """The address in words, without a user or a password."""
+    if kwargs.get("path"):
+        place = f"unix:{kwargs['path']}"
+    elif hasattr(kwargs.get("connection_pool"), "service_name"):
+        place = f"the primary of {kwargs['connection_pool'].service_name!r}"
+    else:
+        place = f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+    return f"{place}/{kwargs.get('db') or 0}"
+
+
+def _settings(reply: Any) -> Mapping[bytes, bytes] | None:
+    if isinstance(reply, Exception):
+        return None  # managed servers keep their settings to themselves
+    if not isinstance(reply, dict):  # RESP2
+        reply = dict(zip(reply[::2], reply[1::2], strict=True))
+    settings: dict[bytes, bytes] = reply
+    return settings
