@@ -40,7 +40,11 @@ IMPURE = frozenset({
     "apsw", "sqlite3",
 })  # fmt: skip
 NOWHERE = frozenset({"pickle", "marshal", "shelve", "dill", "cloudpickle"})
-DRIVERS = {"msgspec": ("agent", "record"), "apsw": ("stores",)}  # other packages only inside functions or for types
+DRIVERS = {  # other packages only inside functions or for types
+    "msgspec": ("agent", "record"),
+    "apsw": ("stores",),
+    "redis": ("stores",),
+}
 ONLY_REEXPORT = ("agent", "record", "runtime", "testing")  # stores and the root load drivers on first use
 
 

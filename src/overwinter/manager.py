@@ -207,6 +207,7 @@ class InstanceManager(Generic[A]):
             for name in (self._kind.name, *self._kind.aliases):
                 await self._store.claim(name, shared=self._shared, wait=self._owner_wait)
                 self._door.claimed.append(name)
+            self._store.live(self._kind.name, self._registry.live_store_keys)
             self._door.leased = True
         except BaseException:
             while self._door.claimed:

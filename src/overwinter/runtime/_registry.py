@@ -196,6 +196,10 @@ class Registry(Generic[A]):
         home.spawn(victim.hibernate()).add_done_callback(room.left)
         return True
 
+    def live_store_keys(self) -> list[str]:
+        """Return what the live agents are stored under, for a store that lets the others expire."""
+        return [server.ledger.store_key for server in self.servers.values()]
+
     def hold(self, key: str, who: str) -> None:
         """Attach once more to *key*, live or not."""
         self.home.held.setdefault(key, []).append(who)

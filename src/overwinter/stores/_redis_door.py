@@ -58,6 +58,9 @@ class Door:
         """Return the server's clock, as of now, by what it said last."""
         return asyncio.get_running_loop().time() + self._behind
 
+    def set_clock(self, seconds: int) -> None:
+        self._behind = seconds - asyncio.get_running_loop().time()
+
     def dial(self) -> AbstractConnection:
         kwargs = {name: value for name, value in self._pool.connection_kwargs.items() if not name.startswith(_NOT_OURS)}
         # Deadlines and repetitions are ours: the driver would repeat writes, and know nothing of those who wait.
@@ -102,7 +105,7 @@ class Door:
             )
         if isinstance(identity, Exception):
             raise self._refusal(identity, "a look at the store's own key")
-        self._behind = int(clock[0]) - asyncio.get_running_loop().time()
+        self.set_clock(int(clock[0]))
         await self._recognise(connection, identity)
         if self._found is None:
             self._found, self.why = durability, facts.why
@@ -170,13 +173,11 @@ def _where(kwargs: Mapping[str, Any]) -> str:
         place = f"the primary of {kwargs['connection_pool'].service_name!r}"
     else:
         place = f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
-    return f"{place}/{kwargs.get('db') or 0}"
+    return f"{place} (database {kwargs['db']})" if kwargs.get("db") else place
 
 
 def _settings(reply: Any) -> Mapping[bytes, bytes] | None:
     if isinstance(reply, Exception):
         return None  # managed servers keep their settings to themselves
-    if not isinstance(reply, dict):  # RESP2
-        reply = dict(zip(reply[::2], reply[1::2], strict=True))
-    settings: dict[bytes, bytes] = reply
-    return settings
+    flat: list[bytes] = [part for pair in reply.items() for part in pair] if hasattr(reply, "items") else reply  # RESP3
+    return dict(zip(flat[::2], flat[1::2], strict=True))

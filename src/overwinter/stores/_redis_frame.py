@@ -105,8 +105,8 @@ class Verdict(bytes, enum.Enum):
     UNREADABLE = b"unreadable"
     LOST = b"lost"
     """The store's own key is not the one this process knows."""
-    LATE = b"late"
-    """The request was on its way for too long."""
+    LATE = b"late "
+    """The request was on its way for too long, or our idea of the server's clock is wrong: that follows, in seconds."""
 
 
 # KEYS: the record, the store's own key. ARGV: the store's id, the second after which the request is void, and more.
@@ -114,7 +114,8 @@ class Verdict(bytes, enum.Enum):
 # An empty `head` is a key that is not there; GETRANGE says '' of a foreign empty string too, so EXISTS is asked.
 _BEGIN = r"""
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 'lost' end
-if tonumber(redis.call('TIME')[1]) > tonumber(ARGV[2]) then return 'late' end
+local now = redis.call('TIME')[1]
+if tonumber(now) > tonumber(ARGV[2]) then return 'late ' .. now end
 local head = redis.pcall('GETRANGE', KEYS[1], 0, 260)
 if type(head) == 'table' then
   head = nil

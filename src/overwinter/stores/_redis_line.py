@@ -177,15 +177,16 @@ class Line:
             OverwinterError: there is none; certainly nothing of ours was sent.
         """
         connection = self._connection
-        if connection is not None and connection.is_connected:
+        if connection is not None and not _is_dead(connection):
             return connection
+        self.hang_up()
         self._connection = connection = self._ways.dial()
         try:
             await connection.connect()  # type: ignore[no-untyped-call]  # it is the driver's
             await self._ways.greet(connection)
         except BaseException as error:
             self.hang_up()
-            if isinstance(error, RedisError | OSError):
+            if isinstance(error, RedisError | OSError) and not isinstance(error, OverwinterError):
                 raise StoreUnavailableError(f"{self._ways.where} can't be used: {_reason(error)}") from None
             raise
         return connection
@@ -300,16 +301,22 @@ async def ask(connection: AbstractConnection, *commands: Command) -> list[Any]:
     return [await _reply(connection) for _ in commands]
 
 
+def _is_dead(connection: AbstractConnection) -> bool:
+    """Whether the server hung up while nobody listened: then nothing needs to be lost by finding out."""
+    reader: asyncio.StreamReader | None = connection._reader
+    return reader is None or reader.at_eof() or reader.exception() is not None
+
+
 def _send(connection: AbstractConnection, commands: Any) -> Awaitable[None]:
     return connection.send_packed_command(connection.pack_commands(commands), check_health=False)
 
 
 async def _reply(connection: AbstractConnection) -> Any:
+    read: Any = connection.read_response  # its own type says less
     try:
-        reply: Any = await connection.read_response(disable_decoding=True, disconnect_on_error=False)
+        return await read(disable_decoding=True, disconnect_on_error=False)
     except (ResponseError, BusyLoadingError, AuthenticationError) as error:
         return error  # a reply like any other: what follows it is still in order
-    return reply
 
 
 def _in_full(command: Command) -> Command:

@@ -9,7 +9,7 @@ import asyncio
 import enum
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Self, TypeAlias, TypeVar
 
@@ -167,6 +167,12 @@ class Store(ABC):
         """End a claim. Idempotent."""
         if self._claims is not None:
             self._claims.discard(name)
+
+    def live(self, name: str, keys: Callable[[], Iterable[str]]) -> None:
+        """Take note of who knows which agents called *name* are live: *keys* gives their store keys, as of now.
+
+        A manager says so after its ``claim``. It is for stores whose records expire unless their agents are live.
+        """
 
     # ------------------------------------------------------------ leases: who has it open
 

@@ -185,7 +185,7 @@ class RedisStore(Store):
     async def delete(self, key: str, *, expected: Revision | Expect) -> None:
         condition = b"*" if expected is Expect.ANY else _condition(expected)
         command = self._change(DELETE, key, condition, new_tombstone(), b"%d" % (TOMBSTONE_LIFE * 1000))
-        await self._send("delete", key, command, partial(self._decide, "delete", key), writes=True)
+        await self._send("delete", key, command, partial(self._decide, "delete", key, command), writes=True)
 
     def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
         """Begin a put and return a bare future, no task, that carries its outcome."""
@@ -199,17 +199,19 @@ class RedisStore(Store):
         def decide(reply: Any) -> None:
             if isinstance(reply, bytes) and is_tombstone(reply):
                 raise AgainError((*command[:7], reply, *command[8:]))  # create, over the very tombstone that is there
-            self._decide("put", key, reply)
+            self._decide("put", key, command, reply)
 
         return self._send("put", key, command, decide, writes=True)
 
     def _change(self, script: bytes, key: str, *arguments: bytes) -> Command:
         name, door = self._name(key), self._door
         self._check_open()
-        void = b"%d" % (door.server_time() + self.timeout + _LATEST)
-        return (b"EVALSHA", script, b"2", name, self._names.store, door.identity, void, *arguments)
+        return (b"EVALSHA", script, b"2", name, self._names.store, door.identity, self._void(), *arguments)
 
-    def _decide(self, verb: str, key: str, reply: Any) -> None:
+    def _void(self) -> bytes:
+        return b"%d" % (self._door.server_time() + self.timeout + _LATEST)
+
+    def _decide(self, verb: str, key: str, command: Command, reply: Any) -> None:
         """Return if a script did what it should, else raise what it says."""
         if reply == Verdict.DONE:
             return
@@ -222,11 +224,11 @@ class RedisStore(Store):
             raise unreadable(key)
         if reply == Verdict.LOST:
             raise StaleLineError(door.lost())
-        if reply == Verdict.LATE:
-            words = (
-                f"{door.where} got the {verb} of key {key!r} long after it was sent, by its clock, and did not do it"
-            )
-            raise StaleLineError(StoreUnavailableError(words))
+        if isinstance(reply, bytes) and reply.startswith(Verdict.LATE):
+            # It came back in time, so it was not late: a clock was set, or this machine slept. Not done, so once more.
+            door.set_clock(int(reply.removeprefix(Verdict.LATE)))
+            raise AgainError((*command[:6], self._void(), *command[7:]))
+        assert isinstance(reply, Exception)  # anything else is no answer to our script: then nobody knows
         raise refusal(reply, door.where, f"{verb} of key {key!r}", writes=True)
 
     # ------------------------------------------------------------ many keys

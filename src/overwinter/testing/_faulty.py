@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, get_args
 
@@ -163,6 +163,9 @@ class FaultyStore(Store):
 
     async def claim(self, name: str, *, shared: bool, wait: float) -> None:
         await self._do("claim", name, lambda: self.inner.claim(name, shared=shared, wait=wait))
+
+    def live(self, name: str, keys: Callable[[], Iterable[str]]) -> None:
+        self.inner.live(name, keys)
 
     async def release(self, name: str) -> None:
         await self.inner.release(name)
