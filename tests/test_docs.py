@@ -77,6 +77,7 @@ def run_page(page: Path, found: list[Block]) -> None:
 SERVERS = {  # pages whose code needs a server: the fixture that starts it, and the variable that says where it is
     "postgres.md": ("postgres", "POSTGRES_URL"),
     "objects.md": ("s3", "AWS_ENDPOINT_URL"),
+    "redis.md": ("valkey", "REDIS_URL"),
 }
 
 

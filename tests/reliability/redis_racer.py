@@ -1,4 +1,4 @@
-"""A process that races for revisions on a Redis: it puts when told to, and settles an unknown outcome as managers do."""
+"""A process that races for revisions on a Redis: puts when told to, and settles an unknown outcome as managers do."""
 
 from __future__ import annotations
 

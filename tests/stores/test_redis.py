@@ -8,9 +8,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+import redis.asyncio as async_driver
 from servers import Server
 
 from overwinter import Agent, InstanceManager
@@ -40,6 +43,35 @@ class TestOnValkey(StoreContract):
 
 class TestOnRedis(TestOnValkey):
     kind = "redis"
+
+
+class TestTheSmallStoreOfThePage(StoreContract):
+    """The page says that it passes."""
+
+    can_corrupt = True
+
+    @pytest.fixture(autouse=True)
+    def _database(self, valkey: Server) -> Iterator[None]:
+        page = (Path(__file__).parent.parent.parent / "docs" / "redis.md").read_text()
+        code = page[page.index("from redis.asyncio import Redis\n") : page.index("async with Redis.from_url(url) as")]
+        self.space: dict[str, Any] = {"Redis": async_driver.Redis}
+        exec(code, self.space)
+        self.url = f"{valkey.url}?db=9"
+        yield
+        with redis.Redis.from_url(self.url) as client:
+            client.flushdb()
+
+    async def make_store(self) -> Store:
+        class Closing(self.space["SmallRedisStore"]):
+            async def close(self) -> None:
+                await self.client.aclose()
+
+        return Closing(async_driver.Redis.from_url(self.url))
+
+    async def corrupt(self, key: str) -> None:
+        async with async_driver.Redis.from_url(self.url) as client:
+            await client.delete(f"small:{key}")
+            await client.rpush(f"small:{key}", b"a list")
 
 
 @pytest.fixture(params=["valkey", "redis"])
