@@ -13,9 +13,13 @@ from overwinter.stores.redis import RedisStore
 
 
 async def settle(store: Store, key: str, data: bytes, expected: bytes) -> bytes | None:
-    """Put until the outcome is known; return our revision, or ``None`` if another was faster."""
+    """Put until the outcome is known; return our revision, or ``None`` if another was faster.
+
+    Each try has twice the time of the one before it, so that a slow machine gets there too.
+    """
     attempted: list[bytes] = []
     while True:
+        store.timeout *= 2
         revision = os.urandom(16)
         try:
             await store.put(key, data, revision=revision, expected=expected)
@@ -25,6 +29,7 @@ async def settle(store: Store, key: str, data: bytes, expected: bytes) -> bytes 
             attempted.append(revision)
         except RevisionConflictError:
             while True:
+                store.timeout *= 2
                 try:
                     found = await store.head(key)
                 except StoreUnavailableError:
@@ -37,9 +42,10 @@ async def settle(store: Store, key: str, data: bytes, expected: bytes) -> bytes 
 async def main() -> None:
     options = json.loads(sys.argv[2])
     loop = asyncio.get_running_loop()
-    async with RedisStore(options["url"], timeout=options["timeout"]) as store:
+    async with RedisStore(options["url"]) as store:
         print("ready", flush=True)
         while line := (await loop.run_in_executor(None, sys.stdin.readline)).strip():
+            store.timeout = options["timeout"] / 2
             won = await settle(store, "key", b"child", bytes.fromhex(line))
             print("lost" if won is None else f"won {won.hex()}", flush=True)
 

@@ -53,8 +53,8 @@ class TestTheSmallStoreOfThePage(StoreContract):
     @pytest.fixture(autouse=True)
     def _database(self, valkey: Server) -> Iterator[None]:
         page = (Path(__file__).parent.parent.parent / "docs" / "redis.md").read_text()
-        code = page[page.index("from redis.asyncio import Redis\n") : page.index("async with Redis.from_url(url) as")]
-        self.space: dict[str, Any] = {"Redis": async_driver.Redis}
+        code = page[page.index("from redis.asyncio import ") : page.index("pool = BlockingConnectionPool")]
+        self.space: dict[str, Any] = {}
         exec(code, self.space)
         self.url = f"{valkey.url}?db=9"
         yield
@@ -66,7 +66,7 @@ class TestTheSmallStoreOfThePage(StoreContract):
             async def close(self) -> None:
                 await self.client.aclose()
 
-        return Closing(async_driver.Redis.from_url(self.url))
+        return Closing(async_driver.Redis.from_pool(async_driver.BlockingConnectionPool.from_url(self.url)))
 
     async def corrupt(self, key: str) -> None:
         async with async_driver.Redis.from_url(self.url) as client:

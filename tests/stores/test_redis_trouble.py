@@ -98,9 +98,10 @@ async def test_what_a_cancelled_caller_had_not_sent_is_not_done(private, prefix)
 
 
 async def test_a_server_that_hangs_ends_calls_in_time_and_later_everything_is_known(private, prefix):
-    async with RedisStore(private.url, prefix=prefix, timeout=0.2) as store:
+    async with RedisStore(private.url, prefix=prefix) as store:
         first = new()
         await store.put("old", b"x", revision=first, expected=Expect.ABSENT)
+        store.timeout = 0.2
         private.send(signal.SIGSTOP)
         try:
             second = new()
