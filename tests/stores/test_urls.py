@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from overwinter.errors import UsageError
-from overwinter.stores import FileStore, MemoryStore, ObjectStore, PostgresStore, SQLiteStore, from_url
+from overwinter.stores import FileStore, MemoryStore, ObjectStore, PostgresStore, RedisStore, SQLiteStore, from_url
 
 
 def test_paths(tmp_path, monkeypatch):
@@ -26,6 +26,11 @@ def test_paths(tmp_path, monkeypatch):
         ("file:///srv/agents", FileStore),
         ("postgresql://user:secret@127.0.0.1/agents", PostgresStore),
         ("postgres://user:secret@127.0.0.1/agents", PostgresStore),
+        ("redis://user:secret@127.0.0.1/3", RedisStore),
+        ("rediss://user:secret@127.0.0.1", RedisStore),
+        ("valkey://user:secret@127.0.0.1", RedisStore),
+        ("valkeys://user:secret@127.0.0.1", RedisStore),
+        ("unix://user:secret@/run/redis.sock?db=3", RedisStore),
         ("s3://bucket/agents", ObjectStore),
         ("gs://bucket/agents", ObjectStore),
         ("az://container/agents", ObjectStore),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .file import FileStore
     from .objects import ObjectStore
     from .postgres import PostgresStore
+    from .redis import RedisStore
     from .sqlite import SQLiteStore
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MemoryStore",
     "ObjectStore",
     "PostgresStore",
+    "RedisStore",
     "Revision",
     "SQLiteStore",
     "Store",

@@ -16,6 +16,7 @@ MODULES = {
     "FileStore": "file",
     "ObjectStore": "objects",
     "PostgresStore": "postgres",
+    "RedisStore": "redis",
     "SQLiteStore": "sqlite",
 }
 """Where the stores are that need a driver, or a system that has flock: they load on first use."""
@@ -23,10 +24,11 @@ MODULES = {
 _NETWORK = {
     **dict.fromkeys(("postgresql", "postgres"), "PostgresStore"),
     **dict.fromkeys(("s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"), "ObjectStore"),
+    **dict.fromkeys(("redis", "rediss", "unix", "valkey", "valkeys"), "RedisStore"),
 }
 _SCHEMES = (
-    "sqlite:///relative.db, sqlite:////absolute/path.db, file:///absolute/folder, postgresql://, s3://, "
-    "gs://, az:// or memory://"
+    "sqlite:///relative.db, sqlite:////absolute/path.db, file:///absolute/folder, postgresql://, redis://, "
+    "s3://, gs://, az:// or memory://"
 )
 
 
@@ -39,8 +41,8 @@ def from_url(url: str) -> Store:
     """Make a store from a URL, as it stands in a setting.
 
     ``sqlite:///app.db``, ``sqlite:////var/lib/app.db``, ``file:///var/lib/app``, ``memory://``, or the URL of a server,
-    with the options that its driver understands: ``postgresql://``,
-    ``s3://``, ``gs://``, ``az://``. The URL is never quoted in an error, since it may hold a password.
+    with the options that its driver understands: ``postgresql://``, ``redis://``, ``valkey://``, ``unix://`` for a
+    Redis on a socket, ``s3://``, ``gs://``, ``az://``. The URL is never quoted in an error: it may hold a password.
 
     Raises:
         UsageError: no store has this scheme, or it has no such URL.
