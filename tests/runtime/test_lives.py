@@ -23,6 +23,18 @@ def down() -> StoreUnavailableError:
 # ---------------------------------------------------------------- coming alive
 
 
+@pytest.mark.parametrize("durability", ["call", "hibernate"])
+async def test_initial_of_a_key_that_is_stored_is_never_looked_at(durability):
+    async with InstanceManager(Order, store=MemoryStore(), durability=durability) as orders:
+        await orders.get("1", initial={"order_id": "1"})
+        await orders.stop("1")
+        await orders.get("1", initial={"order_id": "other", "x": 1})  # not even checked
+        await orders.stop("1")
+        await orders.get("1", initial={"order_id": "other"})
+        assert (await orders.state("1")).order_id == "1"
+        assert (orders.stats().created, orders.stats().superseded) == (1, 0)
+
+
 async def test_a_good_initial_is_not_refused_for_the_bad_one_of_another_caller():
     async with InstanceManager(Order, store=MemoryStore()) as orders:
         bad, good = await asyncio.gather(
@@ -259,6 +271,20 @@ async def test_an_agent_whose_idle_timeout_came_in_an_outage_hibernates_after_it
         store.heal()
         await pass_time(clock, lambda: counters.lookup("ada") is None)
         assert (await stored(store.inner)).count == 1
+
+
+@pytest.mark.parametrize("method", [Counter.nothing, Counter.read])
+async def test_a_call_that_changes_nothing_restarts_the_idle_clock(method):
+    clock = ManualClock()
+    async with InstanceManager(Counter, store=MemoryStore(), idle_timeout=60, clock=clock) as counters:
+        await counters.get("ada")
+        clock.advance(59)
+        await counters.call("ada", method)  # nothing is stored, so the call alone counts
+        clock.advance(59)
+        await rest()  # it would leave in a task
+        assert counters.keys() == ["ada"]
+        clock.advance(1)
+        await until(lambda: counters.keys() == [])
 
 
 async def test_an_agent_whose_last_caller_left_as_it_got_its_turn_hibernates():
