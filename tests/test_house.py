@@ -291,3 +291,14 @@ def test_what_is_only_needed_for_types_or_on_demand_may_be_missing(tmp_path: Pat
     text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pydantic\ndef f():\n    import attrs\n"
     (tmp_path / "manager.py").write_text(GOOD + text + END)
     assert violations(tmp_path) == []
+
+
+def test_no_test_example_or_tool_opens_a_database_with_the_standard_module() -> None:
+    """In a process with a store open it would drop the store's POSIX locks; a subprocess may."""
+    root = Path(__file__).parent.parent
+    for folder in ("src", "tests", "examples", "demo", "benchmarks"):
+        for path in sorted((root / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(), str(path))):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                    assert not {"sqlite3", "_sqlite3"} & {name.partition(".")[0] for name in names}, path
