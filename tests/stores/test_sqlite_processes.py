@@ -16,8 +16,9 @@ import pytest
 from storing import new
 
 from overwinter.errors import StoreInUseError, StoreUnavailableError
-from overwinter.stores import Expect, SQLiteStore
+from overwinter.stores import Expect, SQLiteStore, _sqlite_db
 from overwinter.stores._flock import FairLock
+from overwinter.testing import until
 
 WRITER = """
 async def main(path, seconds):
@@ -159,6 +160,26 @@ async def test_the_shell_in_a_transaction_is_waited_for(tmp_path, child):
         shell.kill()
         shell.wait()
         await store.put("key", b"x", revision=new(), expected=Expect.ABSENT)
+
+
+async def test_a_put_behind_the_shell_is_done_when_the_shell_is(tmp_path, child, monkeypatch):
+    path, tries = tmp_path / "a.db", []
+    busy = _sqlite_db.busy
+    monkeypatch.setattr(_sqlite_db, "busy", lambda error: tries.append(error) or busy(error))
+    async with SQLiteStore(path, timeout=30) as store:
+        shell = child(
+            "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+            "c.execute('BEGIN IMMEDIATE'); print('begun', flush=True); sys.stdin.read()\n",
+            path,
+        )
+        assert shell.stdout.readline() == "begun\n"
+        put = store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
+        await until(lambda: len(tries) >= 3 or put.done())
+        assert not put.done()
+        shell.kill()
+        shell.wait()
+        await put
+        assert await store.get("key")
 
 
 def test_the_lock_is_fair(tmp_path, child):
