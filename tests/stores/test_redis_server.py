@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -241,20 +239,6 @@ async def test_a_client_that_is_there_already_lends_its_settings(valkey):
             assert [key async for key in store.keys("")] == ["key"]
         assert sorted(await client.keys(f"{prefix}*")) == [f"{prefix}agent:key", f"{prefix}store"]
     assert "database 3" in repr(store)
-
-
-def test_the_driver_loads_on_first_use_and_who_lacks_it_is_told_what_to_install():
-    code = """
-import sys, overwinter.stores
-assert "redis" not in sys.modules
-sys.modules["redis"] = None
-try:
-    import overwinter.stores.redis
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'overwinter[redis]'" in done.stdout
 
 
 # ---------------------------------------------------------------- a server that lost its data, or another one

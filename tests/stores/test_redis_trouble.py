@@ -6,6 +6,8 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any, Self
@@ -286,3 +288,17 @@ def test_a_store_that_is_not_closed_says_so(private, prefix):
     with pytest.warns(ResourceWarning, match="was not closed"):
         store.__del__()
     store._exchange = None
+
+
+def test_the_driver_loads_on_first_use_and_who_lacks_it_is_told_what_to_install():
+    code = """
+import sys, overwinter.stores
+assert "redis" not in sys.modules
+sys.modules["redis"] = None
+try:
+    import overwinter.stores.redis
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'overwinter[redis]'" in done.stdout
