@@ -156,3 +156,10 @@ def test_await_works_at_the_top(tmp_path):
     page, found = page_of(tmp_path, first + "```python\nassert x == 3\n```\n")
     assert len(found) == 2
     run_page(page, found)
+
+
+def test_the_tests_that_hold_the_rules_are_there():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)(?:\[[^`]*)?`", (ROOT / "docs/rules.md").read_text())
+    assert len(named) > 250
+    for file, name in set(named):
+        assert re.search(rf"def {name}\(", (ROOT / "tests" / file).read_text()), f"{file} has no {name}"
