@@ -9,6 +9,7 @@ import pytest
 from overwinter.stores import FileStore, MemoryStore, SQLiteStore, Store
 from overwinter.stores._file_frame import name_of
 from overwinter.testing import FaultyStore, StoreContract
+from overwinter.testing._factory import Factory
 
 DAMAGE = """
 import sys, sqlite3
@@ -25,6 +26,8 @@ def edit(path: Path, sql: str, key: str) -> None:
 
 
 class TestMemoryStore(StoreContract):
+    refuses_misuse = True
+
     @pytest.fixture(autouse=True)
     def _one_object(self) -> None:
         self.store = MemoryStore()
@@ -35,19 +38,23 @@ class TestMemoryStore(StoreContract):
 
 class TestSQLiteStore(StoreContract):
     can_corrupt = True
+    refuses_misuse = True
 
     @pytest.fixture(autouse=True)
     def _folder(self, tmp_path: Path) -> None:
         self.path = tmp_path / "agents.db"
 
-    async def make_store(self) -> Store:
-        return SQLiteStore(self.path)
+    def store_factory(self) -> Factory | None:
+        return f"sqlite:///{self.path}"
 
     async def corrupt(self, key: str) -> None:
         edit(self.path, "UPDATE agents SET data = 'text, not bytes' WHERE key = ?", key)
 
 
 class TestOneSQLiteStoreForAll(TestSQLiteStore):
+    def store_factory(self) -> Factory | None:
+        return None  # children are the same as above
+
     async def make_store(self) -> Store:
         if not hasattr(self, "store"):
             self.store = SQLiteStore(self.path)
@@ -56,13 +63,14 @@ class TestOneSQLiteStoreForAll(TestSQLiteStore):
 
 class TestFileStore(StoreContract):
     can_corrupt = True
+    refuses_misuse = True
 
     @pytest.fixture(autouse=True)
     def _folder(self, in_memory: Path) -> None:
         self.folder = in_memory / "agents"
 
-    async def make_store(self) -> Store:
-        return FileStore(self.folder)
+    def store_factory(self) -> Factory | None:
+        return f"file://{self.folder}"
 
     def path(self, key: str) -> Path:
         return self.folder / name_of(key)[:2] / name_of(key)
@@ -74,6 +82,9 @@ class TestFileStore(StoreContract):
 
 
 class TestOneFileStoreForAll(TestFileStore):
+    def store_factory(self) -> Factory | None:
+        return None
+
     async def make_store(self) -> Store:
         if not hasattr(self, "store"):
             self.store = FileStore(self.folder)
@@ -84,6 +95,12 @@ class TestOneFileStoreForAll(TestFileStore):
 
 
 class TestFileStoreOfTornFiles(TestFileStore):
+    def store_factory(self) -> Factory | None:
+        return None
+
+    async def make_store(self) -> Store:
+        return FileStore(self.folder)
+
     async def corrupt(self, key: str) -> None:
         self.path(key).write_bytes(b"")
 

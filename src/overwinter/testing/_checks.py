@@ -11,9 +11,22 @@ from typing import Any, TypeVar
 from ..errors import CorruptRecordError, RevisionConflictError
 from ..stores.base import Expect, Revision, Store, Stored
 
-__all__ = ["SOME", "contract_test", "decided", "holds", "new_revision", "not_replaced", "race", "refused"]
+__all__ = [
+    "SOME",
+    "contract_test",
+    "decided",
+    "holds",
+    "limited",
+    "new_revision",
+    "not_absent",
+    "not_replaced",
+    "open_files",
+    "race",
+    "refused",
+]
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 SOME = "some key"
 _LIMIT = 60.0  # seconds for one test: a store that hangs fails
@@ -24,14 +37,27 @@ def contract_test(scenario: Callable[[C], Awaitable[None]]) -> Callable[[C], Non
 
     @functools.wraps(scenario)
     def run(self: C) -> None:
-        async def limited() -> None:
-            async with asyncio.timeout(_LIMIT):
-                await scenario(self)
-
-        asyncio.run(limited())
+        asyncio.run(limited(scenario(self)))
 
     del run.__wrapped__  # or runners would take it for the coroutine function
     return run
+
+
+async def limited(operation: Awaitable[T]) -> T:
+    deadline = asyncio.timeout(_LIMIT)
+    try:
+        async with deadline:
+            return await operation
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise AssertionError(f"the store hangs: this took more than {_LIMIT:g} s") from None
+
+
+def open_files() -> int:
+    """How many descriptors this process holds, where the system tells."""
+    folder = "/proc/self/fd"
+    return len(os.listdir(folder)) if os.path.exists(folder) else 0  # noqa: PTH110, PTH208  # shorter
 
 
 def new_revision() -> Revision:
@@ -46,12 +72,18 @@ async def refused(operation: Awaitable[Any], what: str) -> None:
     raise AssertionError(f"{what} must raise RevisionConflictError")
 
 
-async def not_replaced(store: Store) -> None:
+async def not_absent(change: Awaitable[Any], what: str) -> None:
+    """Await a change of damaged data that must be refused, in whatever way."""
     try:
-        await store.put(SOME, b"fresh", revision=new_revision(), expected=Expect.ABSENT)
+        await change
     except (RevisionConflictError, CorruptRecordError):
         return
-    raise AssertionError("a create must not replace damaged data")
+    raise AssertionError(f"{what} must raise RevisionConflictError or CorruptRecordError")
+
+
+async def not_replaced(store: Store) -> None:
+    fresh = store.put(SOME, b"fresh", revision=new_revision(), expected=Expect.ABSENT)
+    await not_absent(fresh, "a create over damaged data")
 
 
 async def decided(store: Store, before: Stored | None, after: Stored) -> Stored:

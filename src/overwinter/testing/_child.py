@@ -1,0 +1,178 @@
+"""The child process of the contract: it writes and says what was acknowledged, until it is killed.
+
+This file knows the store protocol and one line of output per event. Each line is one system call, so what was said is
+said even if the next thing that happens is the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+from ..errors import UsageError
+from ..stores.base import Expect, Revision, Store
+from ._factory import from_arguments, store_of
+
+__all__ = ["content", "main", "step_of"]
+
+_DELETES = 5  # each fifth step deletes
+_TRACED = 6
+
+
+def say(*words: object) -> None:
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+def content(key: str, step: int) -> bytes | None:
+    """What is stored under *key* after *step* changes: a header and bytes that follow from it."""
+    if step % _DELETES == 0:
+        return None
+    name = f"{key}/{step}"
+    return name.encode() + b"/" + hashlib.shake_128(name.encode()).digest(step * 997 % 20_000)
+
+
+def step_of(key: str, data: bytes | None) -> int | None:
+    """Which step left *data* under *key*; ``None`` if no single one did."""
+    if data is None:
+        return 0
+    parts = data[:200].split(b"/")
+    step = int(parts[1]) if len(parts) > 2 and parts[1].isdigit() else 0
+    return step if content(key, step) == data else None
+
+
+# ---------------------------------------------------------------- to be killed
+
+
+async def write(store: Store, name: str, writers: str, die_at: str) -> None:
+    """Change keys for ever. Die with the acknowledgement number *die_at*, or when a change is seen before its own."""
+    acknowledged = dict.fromkeys((f"{name} {number}" for number in range(int(writers))), 0)
+    told = 0
+
+    async def change(key: str) -> None:
+        nonlocal told
+        expected: Revision | Expect = Expect.ABSENT
+        while True:
+            step = acknowledged[key] + 1
+            data = content(key, step)
+            if data is None:
+                await store.delete(key, expected=expected)
+                expected = Expect.ABSENT
+            else:
+                new = os.urandom(16)
+                await store.put(key, data, revision=new, expected=expected)
+                expected = new
+            acknowledged[key] = step
+            say("done", key, step)
+            told += 1
+            if told == int(die_at):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    async def look(key: str) -> None:
+        while True:
+            stored = await store.get(key)
+            step = (step_of(key, stored.data) or 0) if stored is not None else 0
+            if step > acknowledged[key]:
+                say("seen", key, step)
+                if die_at == "-1":
+                    os.kill(os.getpid(), signal.SIGKILL)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*map(change, acknowledged), *map(look, acknowledged))
+
+
+# ---------------------------------------------------------------- to be traced
+
+
+async def trace(store: Store) -> None:
+    """Put, replace and delete, one by one and together, with marks in the data that a trace of system calls shows."""
+    number = 0
+
+    async def change(key: str, expected: Revision | Expect) -> Revision:
+        nonlocal number
+        number += 1
+        name, mark, new = f"put-{number}", os.urandom(8).hex(), os.urandom(8).hex().encode()
+        unknown = True
+        say("begin", name, mark, new.decode())
+
+        async def look() -> None:
+            while unknown:
+                stored = await store.get(key)
+                if stored is not None and stored.revision == new and unknown:
+                    say("seen", name)
+                    return
+                await asyncio.sleep(0)
+
+        looking = asyncio.create_task(look())
+        await store.put(key, f"{mark} ".encode() * 8, revision=new, expected=expected)
+        unknown = False
+        say("done", name)
+        await looking
+        return new
+
+    base: Revision | Expect = Expect.ABSENT
+    for _ in range(_TRACED):
+        base = await change("traced", base)
+    together = await asyncio.gather(*(change(f"traced {each}", Expect.ABSENT) for each in range(_TRACED)))
+    assert isinstance(base, bytes)
+    for key, revision in (("traced", base), ("traced 1", together[1])):
+        number += 1
+        say("begin", f"delete-{number}", revision.decode())
+        await store.delete(key, expected=revision)
+        say("done", f"delete-{number}")
+    say("end")
+
+
+# ---------------------------------------------------------------- to fork
+
+
+async def fork(store: Store) -> None:
+    """Use the store in a forked child, which may be refused, and then here, which must work."""
+    new = os.urandom(16)
+    await store.put("forked", b"here", revision=new, expected=Expect.ABSENT)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # a child that hangs is ended by it
+        os._exit(_outcome(store, new))
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    outcomes = {0: "refused", 1: "served"}
+    code = os.waitstatus_to_exitcode(status)
+    words = {2: "the child got another exception than UsageError", 3: "the child got a wrong answer"}
+    if code not in outcomes:
+        say(words.get(code, "the child hung or crashed"))
+        return
+    say(outcomes[code])
+    stored = await store.get("forked")
+    if stored is None or stored.revision != new:
+        say("the parent can't read what it had put")
+        return
+    await store.put("forked", b"again", revision=os.urandom(16), expected=new)
+    say("done")
+
+
+def _outcome(store: Store, revision: Revision) -> int:
+    try:
+        stored = asyncio.run(store.get("forked"))  # the parent's loop runs in the parent only
+    except UsageError:
+        return 0
+    except Exception:  # noqa: BLE001  # whatever it is, it is not what it should be
+        return 2
+    return 1 if stored is not None and stored.revision == revision else 3
+
+
+_MODES: dict[str, Callable[..., Awaitable[None]]] = {"write": write, "trace": trace, "fork": fork}
+
+
+def main() -> None:
+    """Run a mode with its options up to ``--``, on the store that follows."""
+    mode, *rest = sys.argv[1:]
+    end = rest.index("--")
+
+    async def run() -> None:
+        async with store_of(from_arguments(rest[end + 1 :])) as store:
+            await _MODES[mode](store, *rest[:end])
+
+    asyncio.run(run())
