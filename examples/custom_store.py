@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 class FolderStore(Store):
-    """Keeps each record in a file: 16 bytes of revision, then the data. One lock for all: simple, not fast."""
+    """Keeps each record in a file: the revision and its length, then the data. One lock for all: simple, not fast."""
 
     durability = Durability.PROCESS  # survives `kill -9`; a power loss it may not, since nothing here calls fsync
 
@@ -37,7 +37,7 @@ class FolderStore(Store):
         return await in_thread(self._read, key)
 
     async def put(self, key: str, data: bytes, *, revision: bytes, expected: bytes | Expect) -> None:
-        await in_thread(self._change, key, expected, revision + data)
+        await in_thread(self._change, key, expected, bytes([len(revision)]) + revision + data)
 
     async def delete(self, key: str, *, expected: bytes | Expect) -> None:
         await in_thread(self._change, key, expected, None)
@@ -50,9 +50,10 @@ class FolderStore(Store):
             content = self._path(key).read_bytes()
         except FileNotFoundError:
             return None  # only now may we say that nothing is there
-        if len(content) < 16:
+        size = content[0] if content else 255
+        if len(content) <= size:
             raise CorruptRecordError(f"the file of key {key!r} is too short: restore it from a backup")
-        return Stored(content[16:], content[:16])
+        return Stored(content[1 + size :], content[1 : 1 + size])
 
     def _change(self, key: str, expected: bytes | Expect, content: bytes | None) -> None:
         with (self.folder / "lock").open("ab") as lock:

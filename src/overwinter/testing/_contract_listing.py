@@ -41,7 +41,9 @@ class ListingTests(Hooks):
             for key in ("key 2", "key 5"):
                 await store.delete(key, expected=revisions.pop(key))
             await _agree(store, set(revisions))
-            await refused(store.put("key 9", b"", revision=b"x", expected=b"y"), "a put that expects a revision")
+            await refused(
+                store.put("key 9", b"", revision=b"x" * 16, expected=b"y" * 16), "a put that expects a revision"
+            )
             await _agree(store, set(revisions))
             await store.put("key 2", b"", revision=new_revision(), expected=Expect.ABSENT)
             await _agree(store, {*revisions, "key 2"})
@@ -102,7 +104,8 @@ class ListingTests(Hooks):
             assert open_files() - before < 10, "each listing that is left early leaks a file descriptor"
             await within(_agree(store, keys), "after listings that were left early")
             await within(
-                store.put("after", b"", revision=b"x", expected=Expect.ABSENT), "after listings that were left early"
+                store.put("after", b"", revision=new_revision(), expected=Expect.ABSENT),
+                "after listings that were left early",
             )
 
     @contract_test
@@ -139,7 +142,7 @@ class BatchTests(Hooks):
             puts: dict[str, asyncio.Future[None]] = {}
             for number, (key, old) in enumerate(revisions.items()):
                 expected = new_revision() if number % 7 == 3 else Expect.ABSENT if number % 7 == 5 else old
-                puts[key] = store.submit(key, b"new", revision=b"new " + old, expected=expected)
+                puts[key] = store.submit(key, b"new", revision=old[::-1], expected=expected)
             outcomes = await asyncio.gather(*puts.values(), return_exceptions=True)
             for number, (key, outcome) in enumerate(zip(puts, outcomes, strict=True)):
                 old = revisions[key]
@@ -148,7 +151,7 @@ class BatchTests(Hooks):
                     await holds(store, key, b"", old)
                 else:
                     assert outcome is None, f"a put failed because of another one in its batch: {outcome!r}"
-                    await holds(store, key, b"new", b"new " + old)
+                    await holds(store, key, b"new", old[::-1])
 
     @contract_test
     async def test_a_put_that_is_impossible_fails_alone(self) -> None:

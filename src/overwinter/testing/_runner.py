@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-x", action="store_true", help="stop at the first broken promise")
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     parser.add_argument("--list", action="store_true", help="list the promises and run nothing")
-    parser.add_argument("--matrix", action="store_true", help="print what the package's own stores promise, as Markdown")
+    parser.add_argument("--matrix", action="store_true", help="print what the package's stores promise")
     return parser
 
 
