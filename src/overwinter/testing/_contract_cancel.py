@@ -142,7 +142,10 @@ class CancelTests(Hooks):
                 nonlocal base
                 if not submitted:
                     return  # cancelled before it began
-                await submitted.pop()
+                put = submitted.pop()
+                await asyncio.wait([put])
+                assert not put.cancelled(), "a submitted put was cancelled with its caller"
+                await put
                 await holds(store, SOME, b"submitted", new)
                 base = new
 

@@ -101,6 +101,10 @@ def _contract(name: str, arguments: list[str]) -> type[StoreContract]:
             parts.append("{folder}")
 
     class Named(StoreContract):
+        def __init__(self) -> None:
+            self._word = f"t{uuid.uuid4().hex[:12]}"
+            self._same: Store | None = None
+
         def store_factory(self) -> Factory:
             return _filled(parts, getattr(self, "folder", Path()), self._word)
 
@@ -111,10 +115,6 @@ def _contract(name: str, arguments: list[str]) -> type[StoreContract]:
                     return store
                 self._same = store  # what promises to keep nothing keeps it, if anywhere, in the object
             return self._same
-
-        def __init__(self) -> None:
-            self._word = f"t{uuid.uuid4().hex[:12]}"
-            self._same: Store | None = None
 
     trial = store_of(_filled(parts, Path(tempfile.gettempdir(), "overwinter-trial"), "trial"))
     fresh = any("{folder}" in part or "{name}" in part for part in parts)

@@ -14,11 +14,15 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
-__all__ = ["cancelled_everywhere", "within"]
+__all__ = ["cancelled_everywhere", "patience", "within"]
 
 _MOST_AWAITS = 300
 _MOST_PASSES = 20_000
-_PATIENCE = 10.0
+_PATIENCE = 10.0  # seconds after which a single call hangs
+
+
+def patience() -> float:
+    return _PATIENCE
 
 
 async def cancelled_everywhere(
@@ -40,9 +44,9 @@ async def cancelled_everywhere(
         passes += 1 + passes // 2
 
 
-async def within(operation: Awaitable[Any], when: str, limit: float = _PATIENCE) -> Any:
-    """Await *operation*; one that takes longer than *limit* hangs."""
-    deadline = asyncio.timeout(limit)
+async def within(operation: Awaitable[Any], when: str, limit: float | None = None) -> Any:
+    """Await *operation*; one that takes longer than *limit* seconds hangs."""
+    deadline = asyncio.timeout(patience() if limit is None else limit)
     try:
         async with deadline:
             return await operation

@@ -4,8 +4,9 @@ This file knows strace's output and which calls make what durable. It does not k
 marks in its data and its revision, which the traced process announced on its stdout.
 
 What is looked for: the write that bears the mark went to a file; that file was flushed after it; and if the file was
-created or renamed, its folder was flushed after that. A store that packs or encrypts its records shows no mark; then
-some flush between begin and acknowledgement must do as a proof.
+created or renamed, its folder was flushed after that. What was written only later was not durable.
+A store that packs or encrypts its records shows no mark; then some flush between begin and acknowledgement must do
+as a proof.
 """
 
 from __future__ import annotations
@@ -160,16 +161,20 @@ def _judge_put(disk: Disk, put: Put) -> list[str]:
     told += [(put.seen, "returned by a get")] if put.seen else []
     for when, what in told:
         for mark in put.marks:
-            homes = [write for write in disk.writes if mark in write.arguments and write.start < when]
-            if not homes:
-                if not _some_sync(disk, put.begin, when) and not _written_to_direct(disk, put.begin, when):
-                    found.append(f"a put was {what} and nothing was flushed (fsync, fdatasync) since it began")
-                continue
-            doubts = [_doubt(disk, write, when) for write in homes]
-            if all(doubts):
-                found.append(f"a put was {what} {doubts[0]}")
-            found += [torn for write in homes if (torn := _renamed_too_early(disk, write))]
+            found += _judge_record(disk, mark, put.begin, when, what)
     return found
+
+
+def _judge_record(disk: Disk, mark: str, begin: int, when: int, what: str) -> list[str]:
+    writes = [write for write in disk.writes if mark in write.arguments]
+    homes = [write for write in writes if write.start < when]
+    if not writes and not _some_sync(disk, begin, when) and not _written_to_direct(disk, begin, when):
+        return [f"a put was {what} and nothing was flushed (fsync, fdatasync) since it began"]
+    if not homes:
+        return [f"a put was {what} before it was written"] if writes else []
+    doubts = [_doubt(disk, write, when) for write in homes]
+    found = [f"a put was {what} {doubts[0]}"] if all(doubts) else []
+    return found + [torn for write in homes if (torn := _renamed_too_early(disk, write))]
 
 
 def _doubt(disk: Disk, write: Call, when: int) -> str:
