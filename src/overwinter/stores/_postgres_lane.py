@@ -104,17 +104,21 @@ class Lane(Generic[C]):
                 else:
                     await asyncio.sleep(0)  # what was sent in this pass of the loop departs in the next
         finally:
-            self._waiting.clear()
-            self._give_up(list(self._pending), "did not answer before the store was closed")
-            if self._watch is not None:
-                self._watch.cancel()
-                self._watch = None
-            for berth in list(self._busy):
-                self._leave(berth)
-            for berth in self._idle:
-                berth.carrier.discard()
-            self._idle = []
+            self.abandon()
         await self._end_all()
+
+    def abandon(self) -> None:
+        """Let go of everything at once. Harmless when that is done already."""
+        self._waiting.clear()
+        self._give_up(list(self._pending), "did not answer before the store was closed")
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        for berth in list(self._busy):
+            self._leave(berth)
+        for berth in self._idle:
+            berth.carrier.discard()
+        self._idle = []
 
     async def _end_all(self) -> None:
         # A first cancellation asks the server to stop, which takes the driver some seconds if the server hangs; a
@@ -214,6 +218,7 @@ class Lane(Generic[C]):
         if berth.task is not None:
             self._leaving.add(berth.task)
             berth.task.add_done_callback(self._leaving.discard)
+            berth.task.add_done_callback(lambda _: berth.carrier.discard())  # if it was cancelled before its first step
             berth.task.cancel()
 
     def _look_at_the_clock(self) -> None:

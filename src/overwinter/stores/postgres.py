@@ -124,7 +124,11 @@ class PostgresStore(Store):
         """Wait for what was begun, then let go. A later ``async with`` opens it again."""
         lanes, self._lanes = self._lanes, []
         if self._pid == os.getpid():  # in a forked child the connections are the parent's
-            await asyncio.gather(*(lane.close(self.timeout) for lane in lanes))
+            try:
+                await asyncio.gather(*(lane.close(self.timeout) for lane in lanes))
+            finally:
+                for lane in lanes:  # whoever closes may be cancelled before a lane has begun to
+                    lane.abandon()
 
     def _lane(
         self, work: Callable[[Link, list[Job]], Awaitable[None]], width: int, rows: Callable[[], int] | None = None
