@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 from moto_server import MotoServer
 
-from overwinter.stores import Store
 from overwinter.stores._objects_names import name_of
 from overwinter.stores.objects import ObjectStore
 from overwinter.testing import StoreContract
+from overwinter.testing._factory import Factory
 
 
 class TestObjectStore(StoreContract):
@@ -21,8 +22,8 @@ class TestObjectStore(StoreContract):
         self.s3 = s3
         self.prefix = os.urandom(8).hex()
 
-    async def make_store(self) -> Store:
-        return ObjectStore(f"s3://{self.s3.bucket}/{self.prefix}", **self.s3.options)
+    def store_factory(self) -> Factory | None:
+        return "servers_for_children:s3", f"s3://{self.s3.bucket}/{self.prefix}", json.dumps(self.s3.options)
 
     async def corrupt(self, key: str) -> None:
         store = ObjectStore(f"s3://{self.s3.bucket}/{self.prefix}", **self.s3.options)

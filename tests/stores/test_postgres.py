@@ -48,14 +48,17 @@ class TestPostgresStore(StoreContract):
     def _table(self, url, table):
         self.url, self.table = url, table
 
-    async def make_store(self):
-        return PostgresStore(self.url, table=self.table)
+    def store_factory(self):
+        return "servers_for_children:postgres", self.url, self.table
 
     async def corrupt(self, key):
         sql(self.url, f"UPDATE {self.table} SET data = NULL WHERE key = %s", key.encode())
 
 
 class TestOnePostgresStoreForAll(TestPostgresStore):
+    def store_factory(self):
+        return None  # children are the same as above
+
     async def make_store(self):
         if not hasattr(self, "store"):
             self.store = PostgresStore(self.url, table=self.table, writers=1)
@@ -63,6 +66,9 @@ class TestOnePostgresStoreForAll(TestPostgresStore):
 
 
 class TestPostgresStoreWithoutPreparedStatements(TestPostgresStore):
+    def store_factory(self):
+        return None
+
     async def make_store(self):
         return PostgresStore(self.url, table=self.table, writers=3, readers=2, prepare_threshold=None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["hostile_keys"]
+__all__ = ["hostile_keys", "hostile_prefixes"]
 
 _PATHS = ["/", "..", "../../etc/passwd", ".", "a/b", "a//b", "a/", "/a", "~", "C:\\x", "con", "nul.txt", "a\\b", "-rf"]
 _SIGNS = [
@@ -60,3 +60,11 @@ _LONG = ["k" * 1024, "k" * 1023, "k" * 1023 + "l", "p" * 255, "p" * 256, "p" * 2
 def hostile_keys() -> list[str]:
     """All different, each of 1 to 1024 UTF-8 bytes."""
     return list(dict.fromkeys(_PATHS + _SIGNS + _CODE + _BLANKS + _TWINS + _FORMS + _WIDE + _LONG))
+
+
+def hostile_prefixes() -> list[str]:
+    """Beginnings of some of these keys: patterns, escapes, parts of characters and of words."""
+    plain = ["", "a", "A", "e", "k", "0", "S", "/", "a/", ".", "..", "-", "~", "#", "$", "{", "%%"]
+    signs = ["%", "a%", "_", "a_", "*", "?", "[", "[a-z]", "\\", "a\\", "'", "''", '"', ":"]
+    odd = ["\0", "a\0", "\n", " ", "a ", "\ufeff", "\uffff", "\U0010ffff", *_FORMS[:2]]
+    return [*plain, *signs, *odd, "p" * 255, "k" * 1023]

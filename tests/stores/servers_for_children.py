@@ -1,0 +1,18 @@
+"""Stores on the test servers, by names that a child process can import: it knows no fixtures."""
+
+from __future__ import annotations
+
+import json
+
+from overwinter.stores.objects import ObjectStore
+from overwinter.stores.postgres import PostgresStore
+
+__all__ = ["postgres", "s3"]
+
+
+def postgres(url: str, table: str) -> PostgresStore:
+    return PostgresStore(url, table=table)
+
+
+def s3(url: str, options: str) -> ObjectStore:
+    return ObjectStore(url, **json.loads(options))
