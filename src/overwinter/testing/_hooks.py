@@ -60,7 +60,7 @@ class Hooks:
         raise NotImplementedError
 
     def delay(self, store: Store) -> AbstractAsyncContextManager[None]:
-        """Hold back what the open *store* sends while entered; leaving delivers it, whoever still waits for it."""
+        """Hold back what the open *store* sends while entered; leaving delivers it, though nobody waits for it now."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ what can't be tested
