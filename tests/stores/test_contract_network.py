@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from moto_server import MotoServer
 from proxy import Proxy
-from servers import Postgres
+from servers import Postgres, Valkey
 
-from overwinter.stores import Store
+from overwinter.stores import Durability, Store
 from overwinter.stores.objects import ObjectStore
 from overwinter.stores.postgres import PostgresStore
+from overwinter.stores.redis import RedisStore
 from overwinter.testing._contract_trouble import OutcomeTests
 
 
@@ -80,6 +81,18 @@ class TestPostgresStore(Behind):
 
     def store_at(self, port: int) -> Store:
         return PostgresStore(f"postgresql://postgres@127.0.0.1:{port}/postgres", table=self.table)
+
+
+class TestRedisStore(Behind):
+    @pytest.fixture(autouse=True)
+    def _prefix(self, valkey: Valkey) -> None:
+        self.valkey, self.prefix = valkey, f"{os.urandom(8).hex()}:"
+
+    def server(self) -> str:
+        return str(self.valkey.socket)
+
+    def store_at(self, port: int) -> Store:
+        return RedisStore(f"redis://127.0.0.1:{port}", prefix=self.prefix, durability=Durability.HOST)
 
 
 class TestObjectStore(Behind):

@@ -18,10 +18,11 @@ from servers import Server
 
 from overwinter import Agent, InstanceManager
 from overwinter.errors import CorruptRecordError, RevisionConflictError
-from overwinter.stores import Durability, Expect, Store, Stored
+from overwinter.stores import Expect, Store, Stored
 from overwinter.stores._redis_frame import PUT, head_of, is_tombstone
 from overwinter.stores.redis import RedisStore
 from overwinter.testing import StoreContract
+from overwinter.testing._factory import Factory
 
 
 class TestOnValkey(StoreContract):
@@ -33,8 +34,8 @@ class TestOnValkey(StoreContract):
         self.server: Server = request.getfixturevalue(self.kind)
         self.prefix = f"{uuid.uuid4().hex}:"
 
-    async def make_store(self) -> Store:
-        return RedisStore(self.server.url, prefix=self.prefix, durability=Durability.HOST)
+    def store_factory(self) -> Factory | None:
+        return "servers_for_children:redis", self.server.url, self.prefix
 
     async def corrupt(self, key: str) -> None:
         with redis.Redis.from_url(self.server.url) as client:
@@ -66,7 +67,9 @@ class TestTheSmallStoreOfThePage(StoreContract):
             async def close(self) -> None:
                 await self.client.aclose()
 
-        return Closing(async_driver.Redis.from_pool(async_driver.BlockingConnectionPool.from_url(self.url)))
+        return Closing(
+            async_driver.Redis.from_pool(async_driver.BlockingConnectionPool.from_url(self.url, socket_timeout=None))
+        )
 
     async def corrupt(self, key: str) -> None:
         async with async_driver.Redis.from_url(self.url) as client:
