@@ -55,9 +55,13 @@ def find(name: str) -> Callable[..., Any]:
 
 def needs_argument(maker: Callable[..., Any]) -> bool:
     """Whether *maker* can't be called without an argument."""
+    try:
+        parameters = inspect.signature(maker).parameters.values()
+    except ValueError:  # some that are built in don't tell
+        return False
     return any(
         each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-        for each in inspect.signature(maker).parameters.values()
+        for each in parameters
     )
 
 

@@ -94,7 +94,7 @@ def _contract(name: str, arguments: list[str]) -> type[StoreContract]:
     """Return the contract to run: the one that is named, or one about the store that is named."""
     parts: list[str] = [name, *arguments]
     if not is_url(name):
-        found = find(name)
+        found: Any = find(name)
         if isinstance(found, type) and issubclass(found, StoreContract):
             return found
         if not arguments and needs_argument(found):
