@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 SELF := $(PIP) install --no-deps --no-build-isolation --editable .
 TYPED := $(wildcard src examples demo tests/typing/accepted.py) # rejected.py beside it is checked by a test
 
-.PHONY: demo bench test soak lint ruff mypy pyright constraints clean
+.PHONY: demo bench test soak strace lint ruff mypy pyright constraints clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one pip at a time in one environment
 
@@ -23,8 +23,16 @@ demo: $(VENV)/demo.stamp
 bench: $(BENCH)/bench.stamp
 	$(BENCH)/bin/python -m benchmarks --write
 
-test: lint
+test: lint strace
 	$(BIN)/python -m pytest
+
+# Tests watch with it whether stores flush before they acknowledge. Without it these are skipped; in CI they fail.
+strace:
+	@command -v strace >/dev/null || [ "$$(uname)" != Linux ] || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+		then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq strace; fi; \
+		command -v strace >/dev/null || \
+		echo "no strace: flushes are not tested. sudo apt-get install strace (Debian, Ubuntu)" >&2; }
 
 # The same tests in sizes that take an hour or so.
 soak: $(VENV)/test.stamp

@@ -108,14 +108,21 @@ class InLog(StoreContract):
 CONTRACTS = ((twins.Durable, InMemory), (twins.Remote, OnServer), (twins.Folder, OnDisk), (twins.Journal, InLog))
 
 
-def verdict(kind: type[Any], name: str, folder: Path) -> str | None:
-    """What the test called *name* says of *kind*; ``None`` if it accepts it."""
+def case_of(kind: type[Any], folder: Path) -> Any:
     contract = next(contract for base, contract in CONTRACTS if issubclass(kind, base))
     case = type(kind.__name__, (contract,), {"kind": kind})()
     case.folder = folder
+    return case
+
+
+def verdict(kind: type[Any], name: str, folder: Path) -> str | None:
+    """What the test called *name* says of *kind*; ``None`` if it accepts it."""
+    case = case_of(kind, folder)
     try:
         getattr(case, name)()
     except unittest.SkipTest as reason:
+        if "strace is not installed" in str(reason):
+            pytest.skip(str(reason))
         pytest.fail(f"{name} does not try {kind.__name__}: {reason}")
     except AssertionError as error:
         return str(error)
@@ -256,6 +263,14 @@ def test_a_store_with_a_bug_is_refused(
     said = verdict(kind, name, in_memory)
     assert said is not None, f"{name} does not notice {kind.__name__}"
     assert re.search(why, said), f"{name} refuses {kind.__name__} for another reason: {said}"
+
+
+@pytest.mark.parametrize("in_ci", [False, True])
+def test_without_strace_nothing_passes_unseen(in_ci: bool, in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overwinter.testing._contract_crash.STRACE", ("no-such-strace",))
+    monkeypatch.setenv("CI", "true" if in_ci else "")
+    with pytest.raises(AssertionError if in_ci else unittest.SkipTest, match="strace is not installed"):
+        getattr(case_of(bugs.NeverFlushes, in_memory), FLUSHED)()
 
 
 def test_each_bug_is_tried_and_each_test_is_there() -> None:
