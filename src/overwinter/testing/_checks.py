@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..errors import CorruptRecordError, RevisionConflictError
 from ..stores.base import Expect, Revision, Store, Stored
+from ._steps import within
 
 __all__ = [
     "SOME",
@@ -44,14 +45,7 @@ def contract_test(scenario: Callable[[C], Awaitable[None]]) -> Callable[[C], Non
 
 
 async def limited(operation: Awaitable[T]) -> T:
-    deadline = asyncio.timeout(_LIMIT)
-    try:
-        async with deadline:
-            return await operation
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        raise AssertionError(f"the store hangs: this took more than {_LIMIT:g} s") from None
+    return await within(operation, f"in this test, which took more than {_LIMIT:g} s", _LIMIT)
 
 
 def open_files() -> int:

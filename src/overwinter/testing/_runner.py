@@ -94,10 +94,11 @@ def _contract(name: str, arguments: list[str]) -> type[StoreContract]:
     """Return the contract to run: the one that is named, or one about the store that is named."""
     parts: list[str] = [name, *arguments]
     if not is_url(name):
-        found: Any = find(name)
+        found = find(name)
+        unfinished = needs_argument(found) and not arguments
         if isinstance(found, type) and issubclass(found, StoreContract):
             return found
-        if not arguments and needs_argument(found):
+        if unfinished:
             parts.append("{folder}")
 
     class Named(StoreContract):

@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ["cancelled_everywhere", "patience", "within"]
+
+T = TypeVar("T")
 
 _MOST_AWAITS = 300
 _MOST_PASSES = 20_000
@@ -44,7 +46,7 @@ async def cancelled_everywhere(
         passes += 1 + passes // 2
 
 
-async def within(operation: Awaitable[Any], when: str, limit: float | None = None) -> Any:
+async def within(operation: Awaitable[T], when: str, limit: float | None = None) -> T:
     """Await *operation*; one that takes longer than *limit* seconds hangs."""
     deadline = asyncio.timeout(patience() if limit is None else limit)
     try:
