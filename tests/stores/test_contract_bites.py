@@ -281,4 +281,6 @@ def test_each_bug_is_tried_and_each_test_is_there() -> None:
     }
     assert {kind for kind, _, _ in BUGS} == there
     assert all(why for _, _, why in BUGS)
+    page = Path(__file__).parent.parent.parent / "docs" / "testing.md"
+    assert f"with {len(there)} stores that have" in page.read_text()
     assert {name for _, name, _ in BUGS} <= set(promises(StoreContract))
