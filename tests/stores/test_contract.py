@@ -9,6 +9,7 @@ import pytest
 from overwinter.stores import FileStore, MemoryStore, SQLiteStore, Store
 from overwinter.stores._file_frame import name_of
 from overwinter.testing import FaultyStore, StoreContract
+from overwinter.testing._contract_trouble import CorruptionTests
 from overwinter.testing._factory import Factory
 
 DAMAGE = """
@@ -94,15 +95,18 @@ class TestOneFileStoreForAll(TestFileStore):
         self.path(key).write_bytes(self.path(key).read_bytes()[:-1])
 
 
-class TestFileStoreOfTornFiles(TestFileStore):
-    def store_factory(self) -> Factory | None:
-        return None
+class TestFileStoreOfTornFiles(CorruptionTests):
+    can_corrupt = True
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, in_memory: Path) -> None:
+        self.folder = in_memory / "agents"
 
     async def make_store(self) -> Store:
         return FileStore(self.folder)
 
     async def corrupt(self, key: str) -> None:
-        self.path(key).write_bytes(b"")
+        (self.folder / name_of(key)[:2] / name_of(key)).write_bytes(b"")
 
 
 class TestFaultyStoreWithoutFaults(StoreContract):

@@ -19,6 +19,7 @@ __all__ = ["cancelled_everywhere", "patience", "within"]
 T = TypeVar("T")
 
 _MOST_AWAITS = 300
+_EACH_AWAIT = 32
 _MOST_PASSES = 20_000
 _PATIENCE = 10.0  # seconds after which a single call hangs
 
@@ -32,11 +33,11 @@ async def cancelled_everywhere(
 ) -> None:
     """Run what *start* makes again and again, cancelled ever later until it isn't any more; *check* after each."""
     for late in (False, True):
-        for at in range(1, _MOST_AWAITS):
+        at, reached = 1, True
+        while reached and at < _MOST_AWAITS:
             reached = await _cancelled_at(start(), at, late, what)
             await within(check(), f"after a {what} that was cancelled at await {at}")
-            if not reached:
-                break
+            at += 1 if at < _EACH_AWAIT else at // 8  # so many are a loop's: not each of them is something new
     passes = 0
     while passes < _MOST_PASSES:
         reached = await _cancelled_after(start(), passes, what)
