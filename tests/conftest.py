@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from moto_server import MotoServer
 from servers import Postgres, Redis, Server, Valkey
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background; children would ignore it as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)
