@@ -177,10 +177,10 @@ class Keeper(Generic[A]):
         self,
         key: str,
         body: bytes,
-        *,
         sequence: int,
         revision: Revision,
         extras: Mapping[str, Any],
+        *,
         receipts: Receipts = (),
     ) -> bytes:
         """The record that says: this is the state of *key* as of *revision*."""

@@ -64,18 +64,20 @@ class Ledger:
 
     __slots__ = (
         "_attempted",
-        "_gate",
         "_held_back",
         "_host",
         "_keeper",
-        "_put",
+        "_quiet",
         "_recovery",
         "_sequence",
         "_since",
         "_sub",
         "_sub_body",
         "_sub_receipts",
+        "_sub_revision",
+        "_sub_size",
         "_terms",
+        "_then",
         "_timer",
         "_unknown_to",
         "cur",
@@ -87,6 +89,8 @@ class Ledger:
         "dur_body",
         "dur_receipts",
         "extras",
+        "gate",
+        "gated",
         "key",
         "last_error",
         "lost",
@@ -97,10 +101,13 @@ class Ledger:
 
     def __init__(self, host: LedgerHost, keeper: Keeper[Any], terms: Terms, key: str) -> None:
         self._host, self._keeper, self._terms, self.key = host, keeper, terms, key
+        self.gated = terms.gated
         self.cur = self.dur = 0
         self.cur_body = self.dur_body = b""
         self._sub: int | None = None
-        self._sub_body = b""
+        self._sub_body = self._sub_revision = b""
+        self._sub_size = 0
+        self._then: Callable[[OverwinterError | None], object] | None = None  # what follows from the put's outcome
         self.cur_receipts: Receipts = ()
         self.dur_receipts: Receipts = ()
         self._sub_receipts: Receipts = ()
@@ -108,10 +115,10 @@ class Ledger:
         self._sequence = 0
         self.store_key = keeper.store_key(key)
         self.extras: Mapping[str, Any] = {}
-        self._attempted: set[Revision] = set()
+        self._attempted: frozenset[Revision] = frozenset()  # the write ids of ours that may be stored, or come to be
         self._unknown_to = 0
-        self._gate = Gate()
-        self._put: asyncio.Future[None] | None = None
+        self.gate = Gate()
+        self._quiet: asyncio.Future[None] | None = None  # for who waits for the put's outcome, and no more
         self._timer: Timer | None = None
         self._recovery: asyncio.Task[Any] | None = None
         self.dirty_since: float | None = None
@@ -135,13 +142,9 @@ class Ledger:
         self.begin(loaded.body)
 
     @property
-    def gated(self) -> bool:
-        return self._terms.gated
-
-    @property
     def waiting(self) -> int:
         """How many wait for a version to be durable."""
-        return len(self._gate)
+        return len(self.gate)
 
     @property
     def clean(self) -> bool:
@@ -173,12 +176,11 @@ class Ledger:
         if self._keeper.store is None:
             self.dur, self.dur_body, self.dur_receipts = self.cur, body, self.cur_receipts
             return
-        now = self._terms.clock.time()
         if self.dirty_since is None:
-            self.dirty_since = now
+            self.dirty_since = self._terms.clock.time()
         if self._sub is not None and self._since is None:
-            self._since = now
-        if self._terms.gated:
+            self._since = self._terms.clock.time()
+        if self.gated:
             self.flush()
         else:
             self._put_later()
@@ -194,67 +196,63 @@ class Ledger:
 
     def flush(self) -> None:
         """Put the current version unless it is durable, or a put is outstanding already."""
-        if self.putting or self.clean or self.lost or self.paused or self._held_back:
+        if self._sub is not None or self._recovery is not None or self.cur == self.dur:
+            return
+        if self.lost or self.paused or self._held_back:
             return
         if self._terms.budget.refuses(self._flush_now):
             self._held_back = True
         else:
-            self._submit().add_done_callback(self._first_try_done)
+            self._submit(self._first_try_done)
 
     def _flush_now(self) -> None:
         self._held_back = False
         self.flush()
 
-    def _submit(self) -> asyncio.Future[None]:
-        keeper = self._keeper
+    def _submit(self, then: Callable[[OverwinterError | None], object]) -> None:
+        """Put the current version. When its outcome is booked, *then* is called with it, never before this returns."""
+        keeper, budget = self._keeper, self._terms.budget
         assert keeper.store is not None
-        revision, size = new_revision(), 0
-        self._since = None
+        self._then, self._since, self._sub_size = then, None, 0
         self._sub, self._sub_body, self._sub_receipts = self.cur, self.cur_body, self.cur_receipts
-        self._attempted.add(revision)
+        self._sub_revision = revision = new_revision()
         try:
             data = keeper.record(
-                self.key,
-                self.cur_body,
-                receipts=self.cur_receipts,
-                sequence=self._sequence + 1,
-                revision=revision,
-                extras=self.extras,
+                self.key, self.cur_body, self._sequence + 1, revision, self.extras, receipts=self.cur_receipts
             )
-            size = len(data)
-            self._terms.budget.take(size)
-            put = keeper.store.submit(self.store_key, data, revision=revision, expected=self.revision)
+            self._sub_size = len(data)
+            budget.take(self._sub_size)
+            keeper.store.begin_put(self.store_key, data, revision=revision, expected=self.revision, done=self._done)
         except Exception as error:  # noqa: BLE001  # closed, forked, or a submit() of somebody's own
-            put = asyncio.get_running_loop().create_future()
-            put.set_exception(error)
-        put.add_done_callback(lambda done: self._settle(done, revision, size))
-        self._put = put
-        return put
+            asyncio.get_running_loop().call_soon(self._done, error)
 
-    def _settle(self, put: asyncio.Future[None], revision: Revision, size: int) -> None:
+    def _done(self, raised: BaseException | None) -> None:
         """Book the outcome of a put; what follows from it is for whoever submitted it."""
-        self._terms.budget.give(size)
-        error = _outcome(put)
+        self._terms.budget.give(self._sub_size)
+        error = None if raised is None else _outcome(raised)
         body, version, receipts = self._sub_body, self._sub, self._sub_receipts
         self._sub, self._sub_body, self._sub_receipts = None, b"", ()
         if error is None:
             assert version is not None
-            self.revision, self.dur, self.dur_body, self.dur_receipts = revision, version, body, receipts
+            self.revision, self.dur, self.dur_body, self.dur_receipts = self._sub_revision, version, body, receipts
             self._sequence += 1
-            self._attempted.clear()
-            self._unknown_to = 0
-            self.last_error, self.down = None, False
-            self._host.refuse(None)
             self.dirty_since = self._since
-        elif isinstance(error, OutcomeUnknownError):
-            self._unknown_to = max(self._unknown_to, version or 0)
+            if self.last_error is not None:  # there was trouble, and it is over
+                self._attempted, self._unknown_to = frozenset(), 0
+                self.last_error, self.down = None, False
+                self._host.refuse(None)
         else:
-            self._attempted.discard(revision)
-        if error is not None:
             self.last_error = type(error)
+            if isinstance(error, OutcomeUnknownError):
+                self._unknown_to = max(self._unknown_to, version or 0)
+                self._attempted |= {self._sub_revision}
+        if self._quiet is not None and not self._quiet.done():
+            self._quiet.set_result(None)
+        then, self._then = self._then, None
+        assert then is not None
+        then(error)
 
-    def _first_try_done(self, put: asyncio.Future[None]) -> None:
-        error = _outcome(put)
+    def _first_try_done(self, error: OverwinterError | None) -> None:
         if self.lost:
             return
         if error is None:
@@ -262,14 +260,15 @@ class Ledger:
         elif isinstance(error, RevisionConflictError):
             self._superseded()
         else:
-            if self._terms.gated:
+            if self.gated:
                 self._host.hold()
             self._recovery = self._host.spawn(self._recover(error))
             self._recovery.add_done_callback(self._recovery_ended)
 
     def _after_success(self) -> None:
-        self._gate.release(self.dur)
-        if self.cur > self.dur and (self._terms.gated or len(self._gate)):
+        if self.gate.waiters:
+            self.gate.release(self.dur)
+        if self.cur > self.dur and (self.gated or self.gate.waiters):
             self.flush()
         else:
             self._put_later()
@@ -283,17 +282,21 @@ class Ledger:
         Raises:
             StoreError, SupersededError: it will never be, or nobody knows.
         """
+        await self.admission(tag, asyncio.get_running_loop())
+
+    def admission(self, tag: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """What ``wait`` waits for."""
         if self.lost:
             raise self.superseded()
-        await self._gate.wait(tag)
+        return self.gate.enter(tag, loop)
 
     def when_durable(self, tag: int, effects: list[Effect]) -> None:
         """Run *effects* once version *tag* is durable; drop them if it never will be."""
-        if tag <= self.dur or not self._terms.gated:
+        if tag <= self.dur or not self.gated:
             for effect in effects:
                 effect()
         else:
-            self._gate.keep(tag, effects)
+            self.gate.keep(tag, effects)
 
     async def persist(self, *, create: bool = False) -> None:
         """Make the present version durable, under any durability; return when it is.
@@ -322,15 +325,13 @@ class Ledger:
         deadline = clock.monotonic() + (0 if self.down else self._terms.patience)
         while True:
             if clock.monotonic() >= deadline:
-                if self._terms.gated and not self.unknown:
+                if self.gated and not self.unknown:
                     await self._give_up(error)
                     return
                 self._tell(error)
             await clock.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
             delay = min(LONGEST_DELAY, delay * 2)
-            put = self._submit()
-            await asyncio.wait([put])
-            failure = _outcome(put)
+            failure = await self._try_again()
             if failure is None:
                 break
             if not isinstance(failure, RevisionConflictError):
@@ -340,9 +341,14 @@ class Ledger:
                 self._superseded()
                 return
         self._recovery = None
-        if self._terms.gated:
+        if self.gated:
             self._host.unhold()
         self._after_success()
+
+    async def _try_again(self) -> OverwinterError | None:
+        outcome: asyncio.Future[OverwinterError | None] = asyncio.get_running_loop().create_future()
+        self._submit(lambda error: None if outcome.done() else outcome.set_result(error))
+        return await outcome
 
     def _recovery_ended(self, task: asyncio.Task[Any]) -> None:
         """A bug of ours in the recovery must not leave anybody waiting for ever."""
@@ -350,7 +356,7 @@ class Ledger:
         if error is not None:
             self._recovery = None
             self._host.lose(self.superseded())
-            self._gate.fail(lambda _: _unknown(self._who))
+            self.gate.fail(lambda _: _unknown(self._who))
             raise error
 
     async def _adopt(self) -> bool:
@@ -365,7 +371,7 @@ class Ledger:
             return False
         self.revision = head
         self._sequence += 1
-        self._attempted.discard(head)
+        self._attempted -= {head}
         return True
 
     async def _give_up(self, error: OverwinterError) -> None:
@@ -378,12 +384,12 @@ class Ledger:
 
         if not await self._host.roll_back_to(self.dur_body, why):
             self._recovery = None
-            self._gate.fail(lambda _: why())
+            self.gate.fail(lambda _: why())
             return
         self.cur, self.cur_body, self.cur_receipts, self.down = self.dur, self.dur_body, self.dur_receipts, True
         self.dirty_since = None
         self._recovery = None
-        self._gate.fail(lambda _: why())
+        self.gate.fail(lambda _: why())
         self._host.refuse(None)
         self._host.unhold()
         self._host.stored()
@@ -391,14 +397,14 @@ class Ledger:
     def _tell(self, error: OverwinterError) -> None:
         """Patience is over and we go on trying: callers learn what is true now."""
         if self.unknown:
-            self._gate.fail(lambda _: _unknown(self._who))
+            self.gate.fail(lambda _: _unknown(self._who))
             self._host.refuse(
                 lambda: _again(
                     error, f"{self._who}: its last write has an unknown outcome; not called. Try again later"
                 )
             )
         else:
-            self._gate.fail(
+            self.gate.fail(
                 lambda _: _again(
                     error,
                     f"{self._who}: the store is unavailable; the agent stays live and is stored as soon as it can be",
@@ -410,8 +416,8 @@ class Ledger:
             return _unknown(self._who) if tag <= self._unknown_to else self.superseded()
 
         self.lost = True
-        self._attempted.clear()
-        self._gate.fail(why)
+        self._attempted = frozenset()
+        self.gate.fail(why)
         self._host.lose(self.superseded())
 
     def superseded(self) -> SupersededError:
@@ -423,16 +429,20 @@ class Ledger:
         return error
 
     def pause(self) -> asyncio.Future[None] | None:
-        """Try no more; return the put that is under way, if there is one."""
+        """Try no more; return what is done when the put that is under way is, if there is one."""
         self.paused = True
         if self._recovery is not None:
             self._recovery.cancel()
-        return self._put if self._sub is not None else None
+        if self._sub is None:
+            return None
+        if self._quiet is None:
+            self._quiet = asyncio.get_running_loop().create_future()
+        return self._quiet
 
     def resume(self) -> None:
         """Put again what was held back."""
         self.paused = False
-        if self._terms.gated or len(self._gate):
+        if self.gated or len(self.gate):
             self.flush()
 
     def abandon(self, error: MakeError) -> None:
@@ -441,7 +451,7 @@ class Ledger:
         tried = max(self._unknown_to, self._sub or 0)
         if self._timer is not None:
             self._timer.cancel()
-        self._gate.fail(lambda tag: _unknown(self._who) if tag <= tried else error())
+        self.gate.fail(lambda tag: _unknown(self._who) if tag <= tried else error())
         if self._recovery is not None:
             self._recovery.cancel()
             self._recovery = None
@@ -451,12 +461,9 @@ class Ledger:
         return f"{self._keeper.kind.name} {self.key!r}"
 
 
-def _outcome(put: asyncio.Future[None]) -> OverwinterError | None:
-    """How a put ended. What a store must not raise tells nothing, so it may have been stored."""
-    if put.cancelled():
-        return OutcomeUnknownError("the put was cancelled")
-    error = put.exception()
-    if error is None or isinstance(error, (RevisionConflictError, StoreUnavailableError, OutcomeUnknownError)):
+def _outcome(error: BaseException) -> OverwinterError:
+    """What the error of a put tells. One that a store must not raise tells nothing, so it may have been stored."""
+    if isinstance(error, RevisionConflictError | StoreUnavailableError | OutcomeUnknownError):
         return error
     unknown = OutcomeUnknownError(f"the store raised {type(error).__name__}")
     unknown.__cause__ = error

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from ..errors import OutcomeUnknownError, OverwinterError, RevisionConflictError, StoreUnavailableError
-from .base import Expect, Revision
+from .base import Done, Expect, Revision
 
 __all__ = ["MAX_BYTES", "MAX_ROWS", "Desk", "Job", "Worker", "conflict", "take"]
 
@@ -34,7 +34,7 @@ class Job:
     verb: Literal["get", "head", "put", "delete", "keys", "count"]
     key: str
     """Whose record it is about; of a listing, what its keys begin with, or another name for its part of the store."""
-    future: asyncio.Future[Any]
+    future: asyncio.Future[Any] | None
     data: bytes = b""
     revision: Revision = b""
     expected: Revision | Expect = Expect.ANY
@@ -44,6 +44,8 @@ class Job:
     value: Any = None
     error: Exception | None = None
     answered: bool = False
+    done: Done | None = None
+    """Who is told of the outcome, instead of a future."""
 
     @property
     def reads(self) -> bool:
@@ -63,6 +65,18 @@ class Job:
 
     def refuse(self, error: Exception) -> None:
         self.error, self.answered = error, True
+
+    def tell(self) -> None:
+        """Tell the answer, in the loop."""
+        future = self.future
+        if self.done is not None:
+            self.done(self.error)
+        elif future is None or future.done():  # its caller was cancelled
+            return
+        elif self.error is not None:
+            future.set_exception(self.error)
+        else:
+            future.set_result(self.value)
 
 
 def conflict(job: Job) -> RevisionConflictError:
@@ -160,14 +174,16 @@ class Desk(ABC):
             self._hand_over(gathered)
 
     def _settle(self, batch: list[Job]) -> None:
-        for job in batch:
-            self._pending.pop(job, None)
-            if job.future.done():  # its caller was cancelled, or was told that the disk does not answer
-                continue
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.value)
+        """Tell a batch's answers, all in the one callback that the thread asked for."""
+        left = iter(batch)
+        try:
+            for job in left:
+                if self._pending.pop(job, job) is None:  # else it was told that the disk does not answer
+                    job.tell()
+        finally:
+            rest = list(left)
+            if rest:  # what one of them raised is the loop's business, and no reason to forget the others
+                self._loop.call_soon(self._settle, rest)
 
     def _look_at_the_clock(self) -> None:
         self._watch = None

@@ -15,9 +15,12 @@ from typing import Self, TypeAlias, TypeVar
 
 from ..errors import ClosedError, OutcomeUnknownError, StoreError, StoreInUseError, StoreUnavailableError, UsageError
 
-__all__ = ["Durability", "Expect", "Revision", "Store", "Stored"]
+__all__ = ["Done", "Durability", "Expect", "Revision", "Store", "Stored"]
 
 T = TypeVar("T")
+
+Done: TypeAlias = Callable[[BaseException | None], object]
+"""What is called with the error of a put, or with ``None`` when it is durable."""
 
 Revision: TypeAlias = bytes
 """The writer's unique write id (16 random bytes). It never comes back, not after delete and re-create either."""
@@ -134,6 +137,15 @@ class Store(ABC):
         """
         return asyncio.ensure_future(self._put_in_time(key, data, revision, expected))
 
+    def begin_put(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect, done: Done) -> None:
+        """Begin a put as ``submit`` does; *done* is called once, in a later pass of the loop.
+
+        Managers put in this way. Override it, beside ``submit``, only where even a future for each put is too dear.
+        """
+        self.submit(key, data, revision=revision, expected=expected).add_done_callback(
+            lambda put: done(OutcomeUnknownError("the put was cancelled") if put.cancelled() else put.exception())
+        )
+
     async def in_time(self, operation: Awaitable[T], late: type[StoreError] = StoreUnavailableError) -> T:
         """Await *operation* for ``timeout`` seconds at most; then raise *late*."""
         try:
@@ -201,9 +213,13 @@ class Store(ABC):
             raise ClosedError(
                 f"this {type(self).__name__} is not open: use it in `async with store:` or hand it to a manager"
             )
-        if self._pid != os.getpid():
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None  # so it is in a forked child too
+        if here is not self._loop:  # the common case costs no system call for the process's number
             raise UsageError(
                 f"this {type(self).__name__} was opened before a fork: make a new one in the child process"
+                if self._pid != os.getpid()
+                else f"this {type(self).__name__} is open in another event loop: make one store per loop"
             )
-        if self._loop is not asyncio.get_running_loop():
-            raise UsageError(f"this {type(self).__name__} is open in another event loop: make one store per loop")

@@ -7,7 +7,6 @@ in a file (``_file_frame.py``, ``_file_record.py``) or how threads share the wor
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 
@@ -82,12 +81,12 @@ class FileStore(LocalStore):
             Crew("overwinter-files-reader", reader, _reader_of, threads=_READERS, patience=self._patience),
         )
 
-    def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
+    def _check_put(self, key: str, revision: Revision, expected: Revision | Expect) -> None:
         if len(key) > MAX_KEY // 4 and len(key.encode(errors="replace")) > MAX_KEY:
             raise InvalidKeyError(f"a key has more than {MAX_KEY} bytes: use a hash or a shorter id")
         if len(revision) > MAX_REVISION:
             raise UsageError(f"the revision of key {key!r} has more than {MAX_REVISION} bytes: use 16 random ones")
-        return super().submit(key, data, revision=revision, expected=expected)
+        super()._check_put(key, revision, expected)
 
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
         """Yield the keys that begin with *prefix*, as the heads of all files tell them; see ``Store.keys``.
