@@ -195,6 +195,7 @@ class InstanceManager(Generic[A]):
 
     def _settle_in(self) -> None:
         self._door.loop, self._door.pid = asyncio.get_running_loop(), os.getpid()
+        self._home.loop = self._door.loop
         self._home.ground = contextvars.copy_context()
         self._home.ground.run(TURN.set, None)
         OPEN.setdefault(self._kind.name, WeakSet()).add(self)
@@ -251,12 +252,12 @@ class InstanceManager(Generic[A]):
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
-            here = None
-        if self._door.pid != os.getpid():
-            raise UsageError(
-                f"the manager of {self._kind.name} was opened before a fork: make a new one in the child process"
-            )
-        if here is not self._door.loop:
+            here = None  # so it is in a forked child too
+        if here is not self._door.loop:  # the common case costs no system call for the process's number
+            if self._door.pid != os.getpid():
+                raise UsageError(
+                    f"the manager of {self._kind.name} was opened before a fork: make a new one in the child process"
+                )
             raise UsageError(
                 f"the manager of {self._kind.name} belongs to another event loop or thread: "
                 "call it there, for instance with asyncio.run_coroutine_threadsafe"

@@ -82,6 +82,8 @@ class Home(Generic[A]):
     """Who is attached to each key, by the names of their tasks; attachments outlast a life."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     closed: bool = False
+    loop: asyncio.AbstractEventLoop | None = None
+    """Where everything of this manager runs."""
     ground: contextvars.Context | None = None
     """The context variables in which agents come alive: those of ``open()``, not of whoever calls first."""
     keep_on_error: bool = False

@@ -104,30 +104,32 @@ class Performer(Generic[A]):
         """
         if method.interleave:
             return await self._run_interleaved(method, args, kwargs, send)
-        readonly = method.readonly
-        self._check_bounds(method)
-        if not self.turns.try_enter(readonly):
-            self._check_waiting(method)
-            try:
-                await self.turns.enter(readonly)
-            except BaseException:
-                self.watch()  # a caller that leaves just as it gets its turn may be the last one
-                raise
+        readonly, turns, ledger = method.readonly, self.turns, self.ledger
+        if self._refusal is not None or ledger.gate.waiters or turns.waiting:
+            self._check_bounds(method)
+        if not turns.try_enter(readonly):
+            await self._queue(method)
         failure: BaseException | None = None
         result: Any = None
-        turn: Turn | None = None
         try:
-            await self._admit(readonly)
-            turn, token = self._begin(readonly)
-            timer = self._time(turn, method)
+            if ledger.lost or self.state is not State.LIVE:
+                raise Retired
+            if self._broken or ledger.down or self.home.shared:
+                await self._admit(readonly)
+            turn = self._begin(readonly, None if wait is None else current_turn())
+            token = TURN.set(turn)
+            timer = None if self.home.turn_timeout is None else self._time(turn, method)
             if wait is not None:
                 wait.on = turn
             try:
-                result = await self._body(turn, method, args, kwargs, send, call_id)
+                if send is None and call_id is None:  # nearly always: no coroutine of ours in between
+                    result = await method.function(self.agent, *args, **kwargs)
+                else:
+                    result = await self._body(turn, method, args, kwargs, send, call_id)
                 version = self._finish(turn)
             except BaseException as error:  # noqa: BLE001  # it goes to the caller, below
                 failure = self._failed(turn, error)
-                version = self.ledger.cur
+                version = ledger.cur
             finally:
                 TURN.reset(token)
                 self._ended(turn)
@@ -136,16 +138,28 @@ class Performer(Generic[A]):
                 if wait is not None:
                     wait.on = None  # what is left is the disk's business
         finally:
-            self.turns.leave(readonly)
+            turns.leave(readonly)
             self.watch()
-        if version > self.ledger.dur and self.ledger.gated:
-            await self._pass_gate(turn, version, failure)
+        if version > ledger.dur and ledger.gated and _waits(turn, failure):
+            try:
+                await ledger.admission(version, turn.task.get_loop())
+            except OverwinterError as error:
+                raise error from failure or error.__cause__
         if failure is not None:
             try:
                 raise failure
             finally:
                 del failure  # no cycle of exception, traceback and frame
         return result
+
+    async def _queue(self, method: Method) -> None:
+        """Wait for the turn."""
+        self._check_waiting(method)
+        try:
+            await self.turns.enter(method.readonly)
+        except BaseException:
+            self.watch()  # a caller that leaves just as it gets its turn may be the last one
+            raise
 
     def _check_bounds(self, method: Method) -> None:
         if self._refusal is not None:
@@ -173,6 +187,7 @@ class Performer(Generic[A]):
         send: Send | None,
         call_id: str | None,
     ) -> Any:
+        """A call with a call id, or one that streams."""
         if call_id is not None and not method.readonly:
             return await self._run_once(turn, method, args, kwargs, call_id)
         body = method.function(self.agent, *args, **kwargs)
@@ -192,21 +207,13 @@ class Performer(Generic[A]):
         turn.receipt = make_receipt(call_id, function, call, result)
         return result
 
-    async def _pass_gate(self, turn: Turn, version: int, failure: BaseException | None) -> None:
-        """Hold the outcome back until the version that it made or saw is durable."""
-        if turn.doomed or (failure is not None and not isinstance(failure, Exception)):
-            return  # what the caller gets says so itself, or the caller is gone
-        try:
-            await self.ledger.wait(version)
-        except OverwinterError as error:
-            raise error from failure or error.__cause__
-
     async def _run_interleaved(
         self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], send: Send | None
     ) -> Any:
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
         await self.alive()
-        turn, token = self._begin(readonly=True)
+        turn = self._begin(True, current_turn())
+        token = TURN.set(turn)
         turn.interleaved = True
         timer = self._time(turn, method)
         try:
@@ -251,10 +258,8 @@ class Performer(Generic[A]):
         return bool(calls)
 
     async def _admit(self, readonly: bool) -> None:
-        """See to it that a turn which is ours by now may really begin."""
+        """See to it that a turn which is ours by now may really begin, where that takes more than a look."""
         ledger = self.ledger
-        if ledger.lost or self.state is not State.LIVE:
-            raise Retired
         if self._broken:
             await self._rebuild()
         if ledger.down and ledger.putting and not readonly:
@@ -277,12 +282,12 @@ class Performer(Generic[A]):
         except Exception as error:  # a store of one's own may raise anything
             raise StoreUnavailableError(f"{self._who}: the store can't be read; not called. Try again later") from error
 
-    def _begin(self, readonly: bool) -> tuple[Turn, Any]:
-        task = asyncio.current_task()
+    def _begin(self, readonly: bool, caller: Turn | None) -> Turn:
+        task = asyncio.current_task(self.home.loop)  # to ask for the loop that runs costs as much again
         assert task is not None
-        turn = Turn(task, readonly=readonly, performer=self, since=self.ledger.cur)
+        turn = Turn(task, caller, readonly, self, self.ledger.cur)
         self.running.add(turn)
-        return turn, TURN.set(turn)
+        return turn
 
     async def _send_items(self, turn: Turn, items: AsyncGenerator[Any, None], send: Send) -> None:
         """Each ``yield`` is a commit point: the item leaves when the version that it saw is durable."""
@@ -380,7 +385,7 @@ class Performer(Generic[A]):
         """Run a hook as what it is: a turn, which may not wait for itself. Return what it told others."""
         task = asyncio.current_task()
         assert task is not None
-        turn = Turn(task)
+        turn = Turn(task, current_turn())
         self.running.add(turn)
         token = TURN.set(turn)
         try:
@@ -459,3 +464,8 @@ class Performer(Generic[A]):
     @property
     def _who(self) -> str:
         return f"{self.home.kind.name} {self.key!r}"
+
+
+def _waits(turn: Turn, failure: BaseException | None) -> bool:
+    """Whether the outcome is held back at the gate; else it says so itself, or the caller is gone."""
+    return not turn.doomed and (failure is None or isinstance(failure, Exception))

@@ -52,46 +52,34 @@ class Registry(Generic[A]):
     ) -> Any:
         """Run one call, in the caller's task, in whichever life of *key* has its turn next."""
         caller = current_turn()
-        if caller is None:
-            return await self._call(key, method, args, kwargs, None, call_id)
-        wait = caller.wait_for(Wait(None))
-        try:
-            return await self._call(key, method, args, kwargs, wait, call_id)
-        finally:
-            caller.waited(wait)
-
-    async def _call(
-        self,
-        key: str,
-        method: Method,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        wait: Wait | None,
-        call_id: str | None,
-    ) -> Any:
+        wait = None if caller is None else caller.wait_for(Wait(None))
         deadline: float | None = None
         pause = 0.001
-        while True:
-            server = self.servers.get(key)
-            if server is None or server.state is State.FREEZING:
-                server = self._begin(key, None, "create")
-            if wait is not None:
-                wait.on = server
-            try:
-                return await server.run(method, args, kwargs, wait, call_id=call_id)
-            except Retired:
-                await asyncio.sleep(0)  # those who waited longer come first
-                continue
-            except SupersededError as error:
-                if not self._retry or error.origin is not server.ledger:
-                    raise
-                now = self.home.terms.clock.monotonic()
-                deadline = deadline or now + self.home.terms.patience
-                if now >= deadline:
-                    raise
-            # Owners that lost a race come back at different times, or they would race again.
-            await self.home.terms.clock.sleep(random.uniform(0, pause))  # noqa: S311
-            pause = min(0.1, pause * 2)
+        try:
+            while True:
+                server = self.servers.get(key)
+                if server is None or server.state is State.FREEZING:
+                    server = self._begin(key, None, "create")
+                if wait is not None:
+                    wait.on = server
+                try:
+                    return await server.run(method, args, kwargs, wait, None, call_id)
+                except Retired:
+                    await asyncio.sleep(0)  # those who waited longer come first
+                    continue
+                except SupersededError as error:
+                    if not self._retry or error.origin is not server.ledger:
+                        raise
+                    now = self.home.terms.clock.monotonic()
+                    deadline = deadline or now + self.home.terms.patience
+                    if now >= deadline:
+                        raise
+                # Owners that lost a race come back at different times, or they would race again.
+                await self.home.terms.clock.sleep(random.uniform(0, pause))  # noqa: S311
+                pause = min(0.1, pause * 2)
+        finally:
+            if caller is not None and wait is not None:
+                caller.waited(wait)
 
     def stream(self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Stream[Any]:
         """Run one streaming call, in a task of its own, when its first item is asked for."""

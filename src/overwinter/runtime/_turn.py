@@ -42,40 +42,30 @@ class Wait:
 class Turn:
     """A call while it runs. ``active`` ends with it, however long the tasks that it started go on."""
 
-    __slots__ = (
-        "_cancelled",
-        "_cancelling",
-        "aborted",
-        "active",
-        "awaits",
-        "caller",
-        "doomed",
-        "effects",
-        "interleaved",
-        "performer",
-        "readonly",
-        "receipt",
-        "since",
-        "task",
-    )
+    # What few turns need has its default in the class: a turn costs as much as what is set in each one.
+    interleaved = False
+    receipt: Receipt | None = None
+    active = True
+    aborted: OverwinterError | None = None
+    doomed = False
+    awaits: list[Wait] | None = None
+    effects: list[Callable[[], object]] | None = None
+    """What leaves only when this turn's version is durable: ``tell`` and the like."""
+    _cancelling = 0
+    _cancelled = False
 
     def __init__(
-        self, task: asyncio.Task[Any], *, readonly: bool = False, performer: Performs | None = None, since: int = 0
+        self,
+        task: asyncio.Task[Any],
+        caller: Turn | None = None,
+        readonly: bool = False,
+        performer: Performs | None = None,
+        since: int = 0,
     ) -> None:
-        self.caller = current_turn()
+        self.task, self.caller = task, caller
         self.performer, self.readonly = performer, readonly
         self.since = since
         """The version that it began with."""
-        self.interleaved = False
-        self.receipt: Receipt | None = None
-        self.task = task
-        self.active = True
-        self.aborted: OverwinterError | None = None
-        self.doomed = False
-        self.awaits: list[Wait] | None = None
-        self.effects: list[Callable[[], object]] | None = None
-        """What leaves only when this turn's version is durable: ``tell`` and the like."""
-        self._cancelling, self._cancelled = 0, False
 
     def abort(self, error: OverwinterError, *, doomed: bool = True) -> None:
         """Cancel the body; whoever called then gets *error*, not a ``CancelledError`` that nobody asked for.
