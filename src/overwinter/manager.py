@@ -239,12 +239,9 @@ class InstanceManager(Generic[A]):
 
     def _check(self) -> None:
         """Raise unless a call may begin here and now. While it closes, running turns may still call."""
-        if self._door.loop is None or self._home.closed or (self._door.closing and current_turn() is None):
-            state = (
-                "is closed"
-                if self._door.closing
-                else "is not open: use `async with manager:`, or `await manager.open()`"
-            )
+        door = self._door
+        if door.loop is None or self._home.closed or (door.closing and current_turn() is None):
+            state = "is closed" if door.closing else "is not open: use `async with manager:`, or `await manager.open()`"
             raise ClosedError(f"the manager of {self._kind.name} {state}")
         self._check_place()
 

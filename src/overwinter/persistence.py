@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, Self, TypeVar
 
 from ._store_keys import KeyFunction, agent_keys, count_agents, default_key
@@ -26,7 +27,7 @@ from .errors import (
     ThawError,
     UnknownAgentError,
 )
-from .record import CUSTOM, EXTRAS, Header, pack, unpack
+from .record import CUSTOM, EXTRAS, seal, unpack
 from .stores.base import Expect, Revision, Store
 
 __all__ = ["MAX_STATE", "Keeper", "KeyFunction", "Loaded", "Persistence", "default_key", "new_revision"]
@@ -39,9 +40,19 @@ MAX_STATE = 4 * 1024 * 1024
 _NOTHING: Mapping[str, Any] = {}
 
 
+_ids: list[bytes] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_ids.clear)  # or two processes would hand out the same ones
+
+
 def new_revision() -> Revision:
-    """A write id that nobody else makes."""
-    return os.urandom(16)
+    """A write id that nobody else makes. Safe in any thread."""
+    try:
+        return _ids.pop()
+    except IndexError:  # a system call for many costs as much as for one
+        drawn = os.urandom(16 * 256)
+        _ids.extend(drawn[at : at + 16] for at in range(16, len(drawn), 16))
+        return drawn[:16]
 
 
 @dataclass(slots=True)
@@ -72,8 +83,14 @@ class Keeper(Generic[A]):
     ) -> None:
         self.kind, self.store, self.max_state = kind, store, max_state
         self._schema = kind.schema
+        self._encode = self._schema.encode
         self._names = (kind.name, *kind.aliases)
         self._key_fn, self._now = key_fn or default_key, now
+        self._flags = CUSTOM if kind.custom else 0
+
+    @cached_property
+    def _who_wrote(self) -> tuple[str, int, bytes]:
+        return self.kind.name, self._schema.version, self._schema.fingerprint
 
     def store_key(self, key: str) -> str:
         """Where the record of a new agent goes."""
@@ -158,7 +175,7 @@ class Keeper(Generic[A]):
             StateTooLargeError: it is larger than ``max_state``.
         """
         try:
-            body = self._schema.encode(agent, extras)
+            body = self._encode(agent, extras)
         except OverwinterError:
             raise
         except Exception as error:  # a dump() of the class's own may raise anything
@@ -184,20 +201,9 @@ class Keeper(Generic[A]):
         receipts: Receipts = (),
     ) -> bytes:
         """The record that says: this is the state of *key* as of *revision*."""
-        schema = self._schema
-        flags = (EXTRAS if extras else 0) | (CUSTOM if self.kind.custom else 0)
-        header = Header(
-            agent=self.kind.name,
-            version=schema.version,
-            fingerprint=schema.fingerprint,
-            key=key,
-            sequence=sequence,
-            revision=revision,
-            time_us=int(self._now() * 1_000_000),
-            flags=flags,
-            calls=receipts,
-        )
-        return pack(header, body)
+        flags = self._flags | EXTRAS if extras else self._flags
+        time_us = int(self._now() * 1_000_000)
+        return seal((*self._who_wrote, key, sequence, revision, time_us, receipts), flags, body)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,6 @@ Pure: bytes in, bytes out. It does not know what an agent is or where a record i
 
 from __future__ import annotations
 
-from ._envelope import CUSTOM, EXTRAS, MAX_BYTES, MAX_DEPTH, Header, check_depth, pack, unpack
+from ._envelope import CUSTOM, EXTRAS, MAX_BYTES, MAX_DEPTH, Header, check_depth, pack, seal, unpack
 
-__all__ = ["CUSTOM", "EXTRAS", "MAX_BYTES", "MAX_DEPTH", "Header", "check_depth", "pack", "unpack"]
+__all__ = ["CUSTOM", "EXTRAS", "MAX_BYTES", "MAX_DEPTH", "Header", "check_depth", "pack", "seal", "unpack"]

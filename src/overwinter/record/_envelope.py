@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from struct import Struct as Layout
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
 from ..errors import CorruptRecordError, NewerRecordError, StateTooLargeError
 from ._depth import MAX_DEPTH, check_depth
 
-__all__ = ["CUSTOM", "EXTRAS", "MAX_BYTES", "MAX_DEPTH", "Header", "check_depth", "pack", "unpack"]
+__all__ = ["CUSTOM", "EXTRAS", "MAX_BYTES", "MAX_DEPTH", "Header", "check_depth", "pack", "seal", "unpack"]
 
 MAGIC = b"\x89OWR"  # the first byte is no text in any encoding that is still in use
 FORMAT = 1
@@ -46,6 +46,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     calls: tuple[Any, ...] = ()
 
 
+HeaderFields: TypeAlias = tuple[str, int, bytes, str, int, bytes, int, tuple[Any, ...]]
+
+
 class _Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The header as it is written: these nine minus the flags, in this order, nothing more."""
 
@@ -70,14 +73,20 @@ def pack(header: Header, body: bytes) -> bytes:
         StateTooLargeError: the record would have more than ``MAX_BYTES``.
     """
     h = header
-    head = _encode((h.agent, h.version, h.fingerprint, h.key, h.sequence, h.revision, h.time_us, h.calls))
+    return seal((h.agent, h.version, h.fingerprint, h.key, h.sequence, h.revision, h.time_us, h.calls), h.flags, body)
+
+
+def seal(fields: HeaderFields, flags: int, body: bytes) -> bytes:
+    """``pack`` for those who write a record per call: the fields of a ``Header`` but its flags, in their order."""
+    head = _encode(fields)
     size = _PREFIX.size + len(head) + len(body) + _CHECK
     if size > MAX_BYTES:
         raise StateTooLargeError(
             f"the record would have {size:,} bytes, more than {MAX_BYTES:,}: "
             "keep large things elsewhere and their names here"
         )
-    record = b"".join((_PREFIX.pack(MAGIC, FORMAT, h.flags, 0, len(head), len(body)), head, body))
+    prefix = _PREFIX.pack(MAGIC, FORMAT, flags, 0, len(head), len(body))
+    record = b"".join((prefix, head, body))
     return record + blake2b(record, digest_size=_CHECK).digest()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -45,16 +45,17 @@ class Performer(Generic[A]):
 
     __slots__ = (
         "__weakref__",
+        "_beside",
         "_broken",
         "_emptied",
         "_refusal",
         "_settable",
+        "_writer",
         "agent",
         "home",
         "key",
         "last_error",
         "ledger",
-        "running",
         "state",
         "turns",
     )
@@ -66,7 +67,8 @@ class Performer(Generic[A]):
         self.state = after(State.COLD, Event.CLAIMED)
         self.turns = Turnstile()
         self.ledger = Ledger(self, home.keeper, home.terms, key)
-        self.running: set[Turn] = set()
+        self._writer: Turn | None = None
+        self._beside: set[Turn] | None = None  # readonly turns and hooks; most agents never have any
         self.last_error: type[BaseException] | None = None
         """Its type: the exception itself would keep its frames, and their locals, in memory."""
         self._broken = False
@@ -85,6 +87,12 @@ class Performer(Generic[A]):
     @abstractmethod
     def lose(self, error: OverwinterError | None) -> None:
         """Drop this copy: somebody else owns the agent."""
+
+    @property
+    def running(self) -> Collection[Turn]:
+        """The turns that run now."""
+        writer = () if self._writer is None else (self._writer,)
+        return (*writer, *self._beside) if self._beside else writer
 
     async def run(
         self,
@@ -117,6 +125,10 @@ class Performer(Generic[A]):
             if self._broken or ledger.down or self.home.shared:
                 await self._admit(readonly)
             turn = self._begin(readonly, None if wait is None else current_turn())
+            if readonly:
+                self._enlist(turn)
+            else:
+                self._writer = turn
             token = TURN.set(turn)
             timer = None if self.home.turn_timeout is None else self._time(turn, method)
             if wait is not None:
@@ -139,7 +151,8 @@ class Performer(Generic[A]):
                     wait.on = None  # what is left is the disk's business
         finally:
             turns.leave(readonly)
-            self.watch()
+            if self.home.idle is not None:
+                self.watch()
         if version > ledger.dur and ledger.gated and _waits(turn, failure):
             try:
                 await ledger.admission(version, turn.task.get_loop())
@@ -213,6 +226,7 @@ class Performer(Generic[A]):
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
         await self.alive()
         turn = self._begin(True, current_turn())
+        self._enlist(turn)
         token = TURN.set(turn)
         turn.interleaved = True
         timer = self._time(turn, method)
@@ -285,9 +299,12 @@ class Performer(Generic[A]):
     def _begin(self, readonly: bool, caller: Turn | None) -> Turn:
         task = asyncio.current_task(self.home.loop)  # to ask for the loop that runs costs as much again
         assert task is not None
-        turn = Turn(task, caller, readonly, self, self.ledger.cur)
-        self.running.add(turn)
-        return turn
+        return Turn(task, caller, readonly, self, self.ledger.cur)
+
+    def _enlist(self, turn: Turn) -> None:
+        if self._beside is None:
+            self._beside = set()
+        self._beside.add(turn)
 
     async def _send_items(self, turn: Turn, items: AsyncGenerator[Any, None], send: Send) -> None:
         """Each ``yield`` is a commit point: the item leaves when the version that it saw is durable."""
@@ -313,7 +330,7 @@ class Performer(Generic[A]):
         if ledger.lost:
             raise ledger.superseded()
         if not turn.readonly:
-            self._seal(turn.receipt, changed=ledger.cur != turn.since)
+            self._seal(turn.receipt, ledger.cur != turn.since)
         elif self.home.strict and not self.turns.writing:
             self._check_unchanged()
         if turn.effects:
@@ -326,9 +343,9 @@ class Performer(Generic[A]):
             self._restore(self.ledger.cur_body)
             raise ReadonlyError(f"{self._who}: a @readonly call changed the state; it was undone: take @readonly away")
 
-    def _seal(self, receipt: Receipt | None = None, *, changed: bool = False) -> None:
+    def _seal(self, receipt: Receipt | None = None, changed: bool = False) -> None:
         agent, ledger = self.agent, self.ledger
-        if not agent.__dict__.keys() <= self._settable:
+        if not self._settable.issuperset(agent.__dict__):
             stray = min(agent.__dict__.keys() - self._settable)
             raise AgentStateError(
                 f"{self._who}: attribute {stray!r} was first set in a call, and would melt with this life: "
@@ -377,8 +394,11 @@ class Performer(Generic[A]):
 
     def _ended(self, turn: Turn) -> None:
         turn.active = False
-        self.running.discard(turn)
-        if not self.running and self._emptied is not None and not self._emptied.done():
+        if turn is self._writer:
+            self._writer = None
+        elif self._beside is not None:
+            self._beside.discard(turn)
+        if self._emptied is not None and not self._emptied.done() and not self.running:
             self._emptied.set_result(None)
 
     async def as_turn(self, hook: Awaitable[object]) -> list[Effect]:
@@ -386,7 +406,7 @@ class Performer(Generic[A]):
         task = asyncio.current_task()
         assert task is not None
         turn = Turn(task, current_turn())
-        self.running.add(turn)
+        self._enlist(turn)
         token = TURN.set(turn)
         try:
             await hook
@@ -409,7 +429,9 @@ class Performer(Generic[A]):
 
     def is_idle(self) -> bool:
         """Nobody runs, waits or holds."""
-        return self.state is State.LIVE and self.turns.free and not self.running and self.key not in self.home.held
+        if self.state is not State.LIVE or self._writer is not None or self._beside:
+            return False
+        return self.turns.free and self.key not in self.home.held
 
     def watch(self) -> None:
         """Begin to wait for its idle timeout, if it is idle."""
