@@ -96,8 +96,21 @@ class Codec:
         return True
 
     @cached_property
-    def ok(self) -> Callable[[Any, int], bool]:
+    def quick(self) -> Callable[[Any, int], bool]:
+        """``ok`` for who takes an exception, any, as a no too."""
         return Source().compile(self)
+
+    @cached_property
+    def ok(self) -> Callable[[Any, int], bool]:
+        quick = self.quick
+
+        def ok(value: Any, room: int) -> bool:
+            try:
+                return quick(value, room)
+            except (AttributeError, IndexError):  # a field was deleted; `explain` says which
+                return False
+
+        return ok
 
     def explain(self, value: Any, path: str, room: int) -> None:
         """Raise ``AgentStateError`` that names the place, or return because the value is fine."""
@@ -205,14 +218,7 @@ class Source:
             self._function(*self._todo.pop())
         exec(compile("\n".join(self._lines), "<overwinter check>", "exec"), self._env)  # noqa: S102  # only our own templates
         run: Callable[[Any, int], bool] = self._env[first]
-
-        def ok(value: Any, room: int) -> bool:
-            try:
-                return run(value, room)
-            except (AttributeError, IndexError):  # a field was deleted; `explain` says which
-                return False
-
-        return ok
+        return run
 
     def _function(self, name: str, codec: Codec) -> None:
         self._deepest = 0

@@ -101,7 +101,7 @@ class Schema(Generic[A]):
         """
         if self._plain and not extras:  # nearly always: two steps, and nothing to compare
             try:
-                body = encode_plain(agent) if self._codec.ok(agent, LIMIT) else None
+                body = encode_plain(agent) if self._codec.quick(agent, LIMIT) else None
             except Exception:  # noqa: BLE001  # the way round finds out what it is, and says where
                 body = None
             if body is not None:

@@ -203,14 +203,17 @@ class Ledger:
         if self._terms.budget.refuses(self._flush_now):
             self._held_back = True
         else:
-            self._submit(self._first_try_done)
+            self._submit()
 
     def _flush_now(self) -> None:
         self._held_back = False
         self.flush()
 
-    def _submit(self, then: Callable[[OverwinterError | None], object]) -> None:
-        """Put the current version. When its outcome is booked, *then* is called with it, never before this returns."""
+    def _submit(self, then: Callable[[OverwinterError | None], object] | None = None) -> None:
+        """Put the current version. When its outcome is booked, *then* is called with it, never before this returns.
+
+        Without *then* it is a first try.
+        """
         keeper, budget = self._keeper, self._terms.budget
         assert keeper.store is not None
         self._then, self._since, self._sub_size = then, None, 0
@@ -249,8 +252,10 @@ class Ledger:
         if self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
         then, self._then = self._then, None
-        assert then is not None
-        then(error)
+        if then is None:
+            self._first_try_done(error)
+        else:
+            then(error)
 
     def _first_try_done(self, error: OverwinterError | None) -> None:
         if self.lost:

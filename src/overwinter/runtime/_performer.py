@@ -38,6 +38,8 @@ __all__ = ["Performer"]
 
 A = TypeVar("A", bound=Agent)
 Send = Callable[[Any], Awaitable[None]]
+Elsewhere = Callable[[str, Method, tuple[Any, ...], dict[str, Any], str | None], Awaitable[Any]]
+"""Runs a call in whichever life of the agent has its turn next."""
 
 
 class Performer(Generic[A]):
@@ -102,60 +104,77 @@ class Performer(Generic[A]):
         wait: Wait | None = None,
         send: Send | None = None,
         call_id: str | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> Any:
         """Run one call as a turn, in the caller's task; return its result when what it made or saw is durable.
 
         A streaming call gives each of its items to *send*, likewise. *wait* is kept up to date for whoever waits.
+        With *elsewhere*, calls that are more than one turn of this life are handed on to it.
 
         Raises:
-            Retired: this life ended before the call began.
+            Retired: this life ended before the call began, and there is no *elsewhere*.
         """
+        # The coroutine may be awaited long after it was made, and inside a turn although it was made outside.
+        if elsewhere is not None and (self.state is not State.LIVE or method.interleave or current_turn() is not None):
+            return await elsewhere(self.key, method, args, kwargs, call_id)
         if method.interleave:
             return await self._run_interleaved(method, args, kwargs, send)
         readonly, turns, ledger = method.readonly, self.turns, self.ledger
         if self._refusal is not None or ledger.gate.waiters or turns.waiting:
             self._check_bounds(method)
-        if not turns.try_enter(readonly):
-            await self._queue(method)
+        turn: Turn | None = None
+        version = 0
         failure: BaseException | None = None
         result: Any = None
         try:
-            if ledger.lost or self.state is not State.LIVE:
-                raise Retired
-            if self._broken or ledger.down or self.home.shared:
-                await self._admit(readonly)
-            turn = self._begin(readonly, None if wait is None else current_turn())
-            if readonly:
-                self._enlist(turn)
-            else:
-                self._writer = turn
-            token = TURN.set(turn)
-            timer = None if self.home.turn_timeout is None else self._time(turn, method)
-            if wait is not None:
-                wait.on = turn
+            if not turns.try_enter(readonly):
+                await self._queue(method)
             try:
-                if send is None and call_id is None:  # nearly always: no coroutine of ours in between
-                    result = await method.function(self.agent, *args, **kwargs)
+                if ledger.lost or self.state is not State.LIVE:
+                    raise Retired
+                if self._broken or ledger.down or self.home.shared:
+                    await self._admit(readonly)
+                turn = self._begin(readonly, None if wait is None else current_turn())
+                if readonly:
+                    self._enlist(turn)
                 else:
-                    result = await self._body(turn, method, args, kwargs, send, call_id)
-                version = self._finish(turn)
-            except BaseException as error:  # noqa: BLE001  # it goes to the caller, below
-                failure = self._failed(turn, error)
-                version = ledger.cur
-            finally:
-                TURN.reset(token)
-                self._ended(turn)
-                if timer is not None:
-                    timer.cancel()
+                    self._writer = turn
+                token = TURN.set(turn)
+                timer = None if self.home.turn_timeout is None else self._time(turn, method)
                 if wait is not None:
-                    wait.on = None  # what is left is the disk's business
-        finally:
-            turns.leave(readonly)
-            if self.home.idle is not None:
-                self.watch()
+                    wait.on = turn
+                try:
+                    if send is None and call_id is None:  # nearly always: no coroutine of ours in between
+                        result = await method.function(self.agent, *args, **kwargs)
+                    else:
+                        result = await self._body(turn, method, args, kwargs, send, call_id)
+                    version = self._finish(turn)
+                except BaseException as error:  # noqa: BLE001  # it goes to the caller, below
+                    failure = self._failed(turn, error)
+                    version = ledger.cur
+                finally:
+                    TURN.reset(token)
+                    self._ended(turn)
+                    if timer is not None:
+                        timer.cancel()
+                    if wait is not None:
+                        wait.on = None  # what is left is the disk's business
+            finally:
+                turns.leave(readonly)
+                if self.home.idle is not None:
+                    self.watch()
+        except Retired:
+            if elsewhere is None:
+                raise
+        if turn is None:
+            assert elsewhere is not None
+            await asyncio.sleep(0)  # those who waited longer come first
+            return await elsewhere(self.key, method, args, kwargs, call_id)
         if version > ledger.dur and ledger.gated and _waits(turn, failure):
             try:
-                await ledger.admission(version, turn.task.get_loop())
+                admission = ledger.admission(version, turn.task.get_loop())
+                turn = token = timer = None  # the fewer objects wait, the less the garbage collector has to look at
+                await admission
             except OverwinterError as error:
                 raise error from failure or error.__cause__
         if failure is not None:

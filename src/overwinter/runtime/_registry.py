@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Generator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -47,10 +47,18 @@ class Registry(Generic[A]):
 
     # ------------------------------------------------------------ calls
 
-    async def call(
+    def call(
+        self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str | None = None
+    ) -> Coroutine[Any, Any, Any]:
+        """Run one call, in the caller's task, in whichever life of *key* has its turn next."""
+        server = self.servers.get(key)
+        if server is None or self._retry:
+            return self._call(key, method, args, kwargs, call_id)
+        return server.run(method, args, kwargs, None, None, call_id, self._call)  # nearly always all that it takes
+
+    async def _call(
         self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str | None = None
     ) -> Any:
-        """Run one call, in the caller's task, in whichever life of *key* has its turn next."""
         caller = current_turn()
         wait = None if caller is None else caller.wait_for(Wait(None))
         deadline: float | None = None
