@@ -8,11 +8,12 @@ import contextvars
 import gc
 import weakref
 
+import pytest
 from agents import Counter
 from waiting import outcome, rest
 
 from overwinter import Agent, InstanceManager, MemoryStore, readonly
-from overwinter.errors import StateTooLargeError
+from overwinter.errors import ReentrantCallError, StateTooLargeError
 from overwinter.testing import FaultyStore, until
 
 
@@ -69,6 +70,45 @@ async def test_who_waits_for_the_disk_only_waits_for_no_turn():
     assert await outcome(there) == 1
     assert await outcome(back) == 1
     await manager.close()
+
+
+async def test_a_call_that_was_made_outside_a_turn_and_is_awaited_in_one_is_waited_for_by_that_turn():
+    manager = await peers(MemoryStore())
+    made = manager.call("a", Peer.add)  # outside
+    await manager.call("b", Peer.add)
+
+    class Awaiting(Agent):
+        async def go(self, call) -> int:
+            return await call
+
+        async def back(self) -> int:
+            return 1
+
+    async with InstanceManager(Awaiting, store=MemoryStore()) as others:
+        assert await others.call("x", Awaiting.go, made) == 1
+        await others.get("y")
+        deadlock = others.call("y", Awaiting.back)
+        with pytest.raises(ReentrantCallError):
+            await others.call("y", Awaiting.go, deadlock)
+    await manager.close()
+
+
+async def test_a_call_that_is_awaited_after_the_life_it_was_made_in_goes_to_the_next():
+    async with InstanceManager(Counter, store=MemoryStore()) as counters:
+        for end in (counters.stop, counters.delete):
+            before = await counters.call("ada", Counter.increment)
+            late = counters.call("ada", Counter.increment)
+            await end("ada")
+            assert not counters.keys()
+            assert await outcome(asyncio.ensure_future(late)) == (before + 1 if end == counters.stop else 1)
+
+
+async def test_a_call_that_is_never_awaited_leaves_nothing_behind():
+    async with InstanceManager(Counter, store=MemoryStore()) as counters:
+        await counters.call("ada", Counter.increment)
+        counters.call("ada", Counter.increment).close()
+        assert await counters.call("ada", Counter.read) == 1
+        assert counters.inspect("ada").running == 0
 
 
 async def test_a_reader_beside_another_is_not_waited_for_by_whom_the_other_waits_for():

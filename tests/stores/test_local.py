@@ -12,9 +12,26 @@ import threading
 import pytest
 from storing import create, new
 
-from overwinter.errors import ClosedError, StoreInUseError, UsageError
+from overwinter import Agent, InstanceManager
+from overwinter.errors import (
+    ClosedError,
+    InvalidKeyError,
+    OutcomeUnknownError,
+    RevisionConflictError,
+    StoreInUseError,
+    UsageError,
+)
 from overwinter.stores import Expect, FileStore, MemoryStore, SQLiteStore, Stored
 from overwinter.stores._local import LocalStore
+from overwinter.testing import until
+
+
+class Tally(Agent):
+    n: int = 0
+
+    async def add(self) -> int:
+        self.n += 1
+        return self.n
 
 
 @pytest.fixture(params=[SQLiteStore, FileStore])
@@ -45,6 +62,78 @@ def test_another_loop_is_refused(make):
             await create(store, "key")
 
     asyncio.run(main())
+
+
+async def outcomes(store, puts):
+    """Begin puts, and wait until each was told of."""
+    told: dict[str, list] = {key: [] for key, _ in puts}
+    for key, expected in puts:
+        store.begin_put(key, b"x", revision=new(), expected=expected, done=told[key].append)
+        assert not told[key], "told before the call returned"
+    await until(lambda: all(told.values()))
+    return {key: error for key, (error,) in told.items()}
+
+
+async def test_outcomes_of_puts_can_be_told_without_futures(make):
+    async with make() as store:
+        told = await outcomes(store, [("key", Expect.ABSENT), ("other", new())])
+        assert told["key"] is None
+        assert isinstance(told["other"], RevisionConflictError)
+        assert (await store.get("key")).data == b"x"
+        assert await store.get("other") is None
+
+
+async def test_what_one_listener_raises_keeps_no_other_from_its_outcome(make):
+    told, loop_errors = [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, error: loop_errors.append(error))
+
+    def bad(error):
+        raise RuntimeError("a listener's own")
+
+    async with make() as store:
+        for number in range(8):
+            done = bad if number % 2 else told.append
+            store.begin_put(f"key {number}", b"x", revision=new(), expected=Expect.ABSENT, done=done)
+        await until(lambda: len(told) == 4 and len(loop_errors) == 4)
+    assert told == [None] * 4
+    assert {str(error["exception"]) for error in loop_errors} == {"a listener's own"}
+
+
+async def test_begin_put_refuses_what_submit_refuses(make):
+    store = make()
+    with pytest.raises(ClosedError):
+        store.begin_put("key", b"x", revision=new(), expected=Expect.ABSENT, done=print)
+    async with store:
+        for key, expected in (("key", Expect.ANY), ("\ud800", Expect.ABSENT)):
+            with pytest.raises((UsageError, InvalidKeyError)):
+                store.begin_put(key, b"x", revision=new(), expected=expected, done=print)
+
+
+@pytest.mark.parametrize("kind", [SQLiteStore, FileStore, MemoryStore])
+async def test_a_submit_of_ones_own_sees_each_put_of_a_manager(kind, in_memory):
+    seen = []
+
+    class Mine(kind):
+        def submit(self, key, data, *, revision, expected):
+            seen.append(key)
+            return super().submit(key, data, revision=revision, expected=expected)
+
+    store = Mine() if kind is MemoryStore else Mine(in_memory / "store")
+    async with InstanceManager(Tally, store=store) as tallies:
+        assert await tallies.call("a", Tally.add) == 1
+        assert await tallies.call("a", Tally.add) == 2
+    assert seen == ["Tally:a"] * 2
+
+
+async def test_a_put_that_its_store_cancels_has_an_unknown_outcome():
+    class Cancels(MemoryStore):
+        def submit(self, key, data, *, revision, expected):
+            put = super().submit(key, data, revision=revision, expected=expected)
+            put.cancel()
+            return put
+
+    async with Cancels() as store:
+        assert isinstance((await outcomes(store, [("key", Expect.ABSENT)]))["key"], OutcomeUnknownError)
 
 
 async def test_closing_does_what_was_begun(make):
