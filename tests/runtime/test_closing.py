@@ -296,3 +296,21 @@ async def test_close_stores_everybody_at_once():
     await gate.reached(20)  # none waits for another
     gate.release()
     assert await outcome(close) is None
+
+
+async def test_closing_waits_for_a_put_no_longer_than_it_takes():
+    store = FaultyStore(MemoryStore())
+    gate = store.hold("put")
+    manager, _ = await opened(store=store)
+    call = asyncio.ensure_future(manager.call("ada", Counter.increment))
+    await gate.reached()
+    ledger = manager._registry.servers["ada"].ledger
+    put = ledger.pause()
+    await rest()
+    assert not put.done()
+    gate.release()
+    assert await outcome(put) is None
+    assert await outcome(call) == 1
+    assert ledger.pause() is None
+    ledger.resume()
+    await manager.close()

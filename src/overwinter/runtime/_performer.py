@@ -173,7 +173,7 @@ class Performer(Generic[A]):
         if version > ledger.dur and ledger.gated and _waits(turn, failure):
             try:
                 admission = ledger.admission(version, turn.task.get_loop())
-                turn = token = timer = None  # the fewer objects wait, the less the garbage collector has to look at
+                turn = timer = None  # the fewer objects wait, the less the garbage collector has to look at
                 await admission
             except OverwinterError as error:
                 raise error from failure or error.__cause__

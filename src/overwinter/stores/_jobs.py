@@ -13,18 +13,22 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from ..errors import OutcomeUnknownError, OverwinterError, RevisionConflictError, StoreUnavailableError
 from .base import Done, Expect, Revision
 
-__all__ = ["MAX_BYTES", "MAX_ROWS", "Desk", "Job", "Worker", "conflict", "take"]
+__all__ = ["MAX_BYTES", "MAX_ROWS", "NOBODY", "Desk", "Job", "Worker", "conflict", "take"]
 
 _log = logging.getLogger("overwinter")
 
 MAX_ROWS = 256
 MAX_BYTES = 8 * 1024 * 1024
 _LOOK_AHEAD = 4 * MAX_ROWS  # how many jobs of keys that are taken already are looked over for one that is not
+
+
+NOBODY = cast("asyncio.Future[Any]", None)
+"""No future: that of a job whose maker never asks for one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +38,8 @@ class Job:
     verb: Literal["get", "head", "put", "delete", "keys", "count"]
     key: str
     """Whose record it is about; of a listing, what its keys begin with, or another name for its part of the store."""
-    future: asyncio.Future[Any] | None
+    future: asyncio.Future[Any]
+    """Who is told of the answer; ``NOBODY`` if that is ``done``."""
     data: bytes = b""
     revision: Revision = b""
     expected: Revision | Expect = Expect.ANY
@@ -45,7 +50,7 @@ class Job:
     error: Exception | None = None
     answered: bool = False
     done: Done | None = None
-    """Who is told of the outcome, instead of a future."""
+    """Who is told of a put's outcome instead of a future."""
 
     @property
     def reads(self) -> bool:
@@ -68,15 +73,14 @@ class Job:
 
     def tell(self) -> None:
         """Tell the answer, in the loop."""
-        future = self.future
         if self.done is not None:
             self.done(self.error)
-        elif future is None or future.done():  # its caller was cancelled
+        elif self.future.done():  # its caller was cancelled
             return
         elif self.error is not None:
-            future.set_exception(self.error)
+            self.future.set_exception(self.error)
         else:
-            future.set_result(self.value)
+            self.future.set_result(self.value)
 
 
 def conflict(job: Job) -> RevisionConflictError:

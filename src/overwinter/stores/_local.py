@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ..errors import InvalidKeyError, StoreError, StoreUnavailableError, UsageError
 from ._claims import Claims
-from ._jobs import Desk, Job
+from ._jobs import NOBODY, Desk, Job
 from .base import Done, Expect, Revision, Store, Stored, T
 
 __all__ = ["LocalStore"]
@@ -136,7 +136,7 @@ class LocalStore(Store):
         self._check_put(key, revision, expected)
         self._check_open()
         self._check_text(key)
-        job = Job("put", key, None, data, revision, expected, done=done)
+        job = Job("put", key, NOBODY, data, revision, expected, done=done)
         self._desk(job).send(job)
 
     def _check_put(self, key: str, revision: Revision, expected: Revision | Expect) -> None:
@@ -158,7 +158,6 @@ class LocalStore(Store):
                 raise InvalidKeyError("a key holds a lone surrogate: decode it as UTF-8 at its source") from None
 
     def _send(self, job: Job) -> asyncio.Future[Any]:
-        assert job.future is not None
         self._desk(job).send(job)
         return job.future
 
