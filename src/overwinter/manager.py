@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, overload
 from weakref import WeakSet
 
 from ._clock import Clock, LoopClock
@@ -282,14 +282,18 @@ class InstanceManager(Generic[A]):
     ) -> A:
         """Return a reference to the agent, which is thawed now; it is not held. See ``attach``. Cancel-safe."""
         self._check()
-        await self._registry.live(key, initial, missing)
+        if type(key) is not str or not self._is_live(key):
+            await self._registry.live(key, initial, missing)
         return self.reference(key)
 
     def lookup(self, key: str) -> A | None:
         """Return a reference if the agent is live, else ``None``; starts nothing."""
         self._check()
+        return self.reference(key) if self._is_live(key) else None
+
+    def _is_live(self, key: str) -> bool:
         server = self._registry.servers.get(key)
-        return self.reference(key) if server is not None and server.state is State.LIVE else None
+        return server is not None and server.state is State.LIVE
 
     @property
     def identity(self) -> object:
@@ -298,7 +302,8 @@ class InstanceManager(Generic[A]):
 
     def reference(self, key: str) -> A:
         """Return a reference to an agent, live or not; starts nothing."""
-        return cast("A", self._reference(self, key))
+        reference: Any = self._reference(self, key)
+        return reference  # type: ignore[no-any-return]  # it looks like an A; a cast() would be called
 
     # ------------------------------------------------------------ calls
 
@@ -463,7 +468,15 @@ class InstanceManager(Generic[A]):
             StoreError: it could not be stored, and stays live.
         """
         self._check()
-        await asyncio.shield(self._home.spawn(self._registry.stop(key)))
+        server = self._registry.servers.get(key)
+        if server is None or server.leave_if_clean():
+            return
+        try:
+            await self._registry.stop(key)
+        except asyncio.CancelledError:  # whoever asked is gone; what was begun goes on
+            rest = self._home.spawn(self._registry.stop(key))
+            rest.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody is left to be told
+            raise
 
     async def delete(self, key: str) -> None:
         """End the agent without saving, and delete what is stored, readable or not. Idempotent and cancel-safe.
@@ -508,7 +521,7 @@ class InstanceManager(Generic[A]):
     # ------------------------------------------------------------ what the lives ask for
 
     def _expire(self, server: AgentServer[A]) -> None:
-        if server.is_idle():
+        if server.is_idle() and not server.leave_if_clean():
             self._home.spawn(server.hibernate())
         # else: whoever is there touches it on leaving
 

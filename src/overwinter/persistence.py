@@ -15,7 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 from ._store_keys import KeyFunction, agent_keys, count_agents, default_key
 from ._types import check_key
 from .agent import Agent, AgentType, agent_type
-from .agent._base import KEY
+from .agent._base import KEY, give_key
 from .agent._receipts import Receipts, receipts_from
 from .errors import (
     AgentStateError,
@@ -28,7 +28,7 @@ from .errors import (
     UnknownAgentError,
 )
 from .record import CUSTOM, EXTRAS, seal, unpack
-from .stores.base import Expect, Revision, Store
+from .stores.base import Expect, Revision, Store, Stored
 
 __all__ = ["MAX_STATE", "Keeper", "KeyFunction", "Loaded", "Persistence", "default_key", "new_revision"]
 
@@ -67,6 +67,8 @@ class Loaded(Generic[A]):
     store_key: str
     revision: Revision
     sequence: int
+    as_stored: bool
+    """Whether *body* is certain to be what encoding the agent gives, so that it need not be checked again."""
 
 
 class Keeper(Generic[A]):
@@ -122,13 +124,18 @@ class Keeper(Generic[A]):
         for store_key in self.store_keys(key):
             stored = await self.store.in_time(self.store.get(store_key))
             if stored is not None:
-                return self._thaw(key, store_key, stored.data, stored.revision)
+                return self.read(key, store_key, stored)
         return None
 
-    def _thaw(self, key: str, store_key: str, data: bytes, revision: Revision) -> Loaded[A]:
+    def read(self, key: str, store_key: str, stored: Stored) -> Loaded[A]:
+        """Make the agent of its record.
+
+        Raises:
+            ThawError: it can't come alive.
+        """
         where = f"{self.kind.name} {key!r}"
         try:
-            header, body = unpack(data)
+            header, body = unpack(stored.data)
         except ThawError as error:
             raise type(error)(f"{where}: {error}") from None
         if header.agent != self.kind.name and header.agent not in self.kind.aliases:
@@ -140,7 +147,7 @@ class Keeper(Generic[A]):
             raise CorruptRecordError(
                 f"{where}: the record is that of key {header.key!r}: make key_fn tell keys apart, or restore a backup"
             )
-        if header.revision != revision:
+        if header.revision != stored.revision:
             raise CorruptRecordError(
                 f"{where}: the record and the store disagree on its revision: restore a backup of both"
             )
@@ -162,10 +169,20 @@ class Keeper(Generic[A]):
             and header.fingerprint == self._schema.fingerprint
             and self._schema.ordered
         )
+        as_stored = same and self._schema.repeats and not extras and len(body) <= self.max_state
         if not same:
             body = self._schema.encode(agent, extras)
-        vars(agent)[KEY] = key
-        return Loaded(agent, body, extras, receipts_from(where, header.calls), store_key, revision, header.sequence)
+        give_key(agent, key)
+        return Loaded(
+            agent,
+            body,
+            extras,
+            receipts_from(where, header.calls),
+            store_key,
+            stored.revision,
+            header.sequence,
+            as_stored,
+        )
 
     def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING) -> bytes:
         """Check and encode an agent's state.

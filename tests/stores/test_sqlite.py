@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import apsw
 import pytest
 from storing import create, new, open_files, sqlite
 
 from overwinter.errors import (
+    CorruptRecordError,
     InvalidKeyError,
     OutcomeUnknownError,
     RevisionConflictError,
@@ -16,7 +18,7 @@ from overwinter.errors import (
     StoreUnavailableError,
     UsageError,
 )
-from overwinter.stores import Durability, Expect, MemoryStore, SQLiteStore, _sqlite_worker
+from overwinter.stores import Durability, Expect, MemoryStore, SQLiteStore, _sqlite_reader, _sqlite_worker
 from overwinter.stores._jobs import MAX_BYTES, MAX_ROWS, Job, take
 
 # ---------------------------------------------------------------- batches
@@ -155,7 +157,7 @@ async def test_a_cancelled_caller_does_not_take_its_batch_along(tmp_path, batche
 
 async def test_a_disk_that_hangs_is_unknown_to_a_put_and_unavailable_to_a_get(tmp_path, monkeypatch):
     stuck = threading.Event()
-    for worker in (_sqlite_worker.Writer, _sqlite_worker.Reader):
+    for worker in (_sqlite_worker.Writer, _sqlite_reader.Reader):
         work = worker.work
         monkeypatch.setattr(worker, "work", lambda self, batch, work=work: (stuck.wait(20), work(self, batch)))
     async with SQLiteStore(tmp_path / "a.db", timeout=0.05) as store:
@@ -174,6 +176,51 @@ async def test_a_bug_of_ours_is_told_and_the_thread_lives_on(tmp_path, monkeypat
             with pytest.raises(OutcomeUnknownError, match="ZeroDivisionError"):
                 await create(store, "key")
         await create(store, "key")
+
+
+# ---------------------------------------------------------------- reading
+
+
+async def test_gets_and_heads_at_once_each_get_their_own_and_what_is_damaged_fails_alone(tmp_path, monkeypatch):
+    statements: list[int] = []
+    together = _sqlite_reader.Reader._look_up_together
+    monkeypatch.setattr(
+        _sqlite_reader.Reader,
+        "_look_up_together",
+        lambda self, verb, jobs: (statements.append(len(jobs)), together(self, verb, jobs)),
+    )
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as store:
+        revisions = {f"key {number}": await create(store, f"key {number}") for number in range(5)}
+        connection = apsw.Connection(str(path))
+        connection.execute("UPDATE agents SET data = 7 WHERE key = 'key 3'")
+        connection.close()
+        keys = [*revisions, "nobody", *revisions]  # a key that is asked for twice is in two batches
+        gets = await asyncio.gather(*map(store.get, keys), return_exceptions=True)
+        heads = await asyncio.gather(*map(store.head, keys), return_exceptions=True)
+        assert isinstance(gets[3], CorruptRecordError)
+        assert isinstance(gets[9], CorruptRecordError)
+        assert [None if isinstance(got, Exception) or got is None else got.revision for got in gets] == [
+            None if key in ("nobody", "key 3") else revisions[key] for key in keys
+        ]
+        assert heads == [revisions.get(key) for key in keys]
+        assert statements == [6, 5, 6, 5]
+
+
+async def test_a_statement_for_many_that_fails_is_tried_for_each(tmp_path, monkeypatch):
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        revisions = [await create(store, f"key {number}") for number in range(3)]
+        run = _sqlite_reader.db.run
+
+        def refuse_many(connection, sql, values=()):
+            if len(values) > 1:
+                raise apsw.CorruptError
+            return run(connection, sql, values)
+
+        monkeypatch.setattr(_sqlite_reader.db, "run", refuse_many)
+        got = await asyncio.gather(*(store.get(f"key {number}") for number in range(3)))
+        assert [stored.revision for stored in got] == revisions
+        monkeypatch.undo()
 
 
 # ---------------------------------------------------------------- claims

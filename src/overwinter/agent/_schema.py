@@ -88,6 +88,11 @@ class Schema(Generic[A]):
         return self._codec.exact
 
     @cached_property
+    def repeats(self) -> bool:
+        """Whether a state that was decoded is encoded as it was: no code of the class's own runs on the way."""
+        return not self.custom and self.ordered and self._exact
+
+    @cached_property
     def _has_models(self) -> bool:
         return any(isinstance(part, ModelCodec) for part in reach(self._codec))
 
@@ -138,6 +143,13 @@ class Schema(Generic[A]):
             return body
         again = self.copy(body)
         return self._write(again, extras.of(again, body) if isinstance(extras, Leftovers) else extras)
+
+    def unchanged(self, agent: A, body: bytes, extras: Mapping[str, Any] = _NOTHING) -> bool:
+        """Whether the state is certainly still the one that *body* encodes: bytes alone cost a fraction of a check."""
+        try:
+            return self.repeats and self._write(agent, extras) == body
+        except Exception:  # noqa: BLE001  # encode tells what is wrong with it
+            return False
 
     def _write(self, agent: A, extras: Mapping[str, Any]) -> bytes:
         codec = self._codec
@@ -350,6 +362,8 @@ class Schema(Generic[A]):
         return agent
 
     def _made(self, initial: Mapping[str, Any] | A | None, where: str) -> A:
+        if initial is None and not self.required:
+            return self.cls()
         if type(initial) is self.cls:
             return initial
         if initial is not None and not isinstance(initial, Mapping):

@@ -13,6 +13,7 @@ from typing import Any
 from .._clock import Clock
 from ..errors import ClosedError, CloseError
 from ._home import all_done
+from ._lifecycle import State
 from ._registry import Registry
 from ._server import AgentServer
 
@@ -54,7 +55,7 @@ async def _drain(registry: Registry[Any], until: float) -> bool:
     ending: set[str] = set()
     while True:
         for server in list(registry.servers.values()):
-            if server.key not in ending:
+            if server.key not in ending and not server.leave_if_clean():
                 ending.add(server.key)
                 registry.home.spawn(_end(registry, server, partial(ending.discard, server.key)))
         tasks = _others(registry)
@@ -92,11 +93,7 @@ def _give_up(registries: Sequence[Registry[Any]]) -> CloseError | None:
             server.ledger.abandon(why)
             server.turns.hold()
             server.turns.evict(why)
-            if not server.started.done():
-                server.started.set_exception(why())
-                server.started.exception()
-            if not server.gone.done():
-                server.gone.set_result(None)
+            server.passed(why() if server.state is State.THAWING else None)
         registry.servers.clear()
         if registry.home.idle is not None:
             registry.home.idle.close()

@@ -22,8 +22,8 @@ class Gate:
 
     def __init__(self) -> None:
         # Versions only grow, and after a rollback nobody waits any more: the order of arrival is that of versions.
-        # A list: an idle agent has one too, and it is a tenth of a deque.
-        self.waiters: list[tuple[int, asyncio.Future[None] | list[Effect]]] = []
+        # A list, and only while somebody waits: an idle agent needs none.
+        self.waiters: list[tuple[int, asyncio.Future[None] | list[Effect]]] | tuple[()] = ()
 
     def __len__(self) -> int:
         return len(self.waiters)
@@ -31,21 +31,29 @@ class Gate:
     def enter(self, version: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Return what is done when *version* is durable. Whoever cancels it only stops waiting."""
         waiter: asyncio.Future[None] = loop.create_future()
-        self.waiters.append((version, waiter))
+        self._add(version, waiter)
         return waiter
 
     def keep(self, version: int, effects: list[Effect]) -> None:
         """Run *effects* when *version* is durable; drop them if it never will be."""
-        self.waiters.append((version, effects))
+        self._add(version, effects)
+
+    def _add(self, version: int, waiter: asyncio.Future[None] | list[Effect]) -> None:
+        if self.waiters:
+            self.waiters.append((version, waiter))
+        else:
+            self.waiters = [(version, waiter)]
 
     def release(self, durable: int) -> None:
         """Let go whatever waits for *durable* or less."""
         ready = self.waiters
-        if ready and ready[-1][0] <= durable:  # nearly always all of them
-            self.waiters = []
+        if not ready:
+            return
+        if ready[-1][0] <= durable:  # nearly always all of them
+            self.waiters = ()
         else:
-            ready = list(takewhile(lambda waiter: waiter[0] <= durable, ready))
-            del self.waiters[: len(ready)]
+            waiters, ready = ready, list(takewhile(lambda waiter: waiter[0] <= durable, ready))
+            del waiters[: len(ready)]
         for _, waiter in ready:
             if isinstance(waiter, list):
                 for effect in waiter:
@@ -55,7 +63,7 @@ class Gate:
 
     def fail(self, error: Callable[[int], OverwinterError]) -> None:
         """Give everybody who waits an error of their own, made of the version they wait for."""
-        waiters, self.waiters = self.waiters, []
+        waiters, self.waiters = self.waiters, ()
         for version, waiter in waiters:
             if not isinstance(waiter, list) and not waiter.done():
                 waiter.set_exception(error(version))

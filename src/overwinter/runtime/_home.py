@@ -40,6 +40,9 @@ class Failures:
     def __init__(self) -> None:
         self._keys: OrderedDict[str, tuple[int, float, OverwinterError]] = OrderedDict()
 
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
     def note(self, key: str, now: float, error: OverwinterError) -> None:
         last = self._keys.pop(key, None)
         count = 1 if last is None else last[0] + 1
@@ -102,10 +105,18 @@ class Home(Generic[A]):
 
     def spawn(self, coroutine: Any, *, context: contextvars.Context | None = None) -> asyncio.Task[Any]:
         """Start a task that nobody's cancellation touches, and keep it from the garbage collector."""
-        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(coroutine, context=context)
+        return self.keep(asyncio.get_running_loop().create_task(coroutine, context=context))
+
+    def keep(self, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the store is open, if there is one."""
+        opening = self.opening
+        return opening is None or (opening.done() and not opening.cancelled() and opening.exception() is None)
 
 
 async def all_done(clock: Clock, futures: set[asyncio.Future[Any]], until: float) -> bool:

@@ -15,6 +15,8 @@ class State(enum.Enum):
     LIVE = "live"
     FREEZING = "freezing"
 
+    __hash__ = object.__hash__  # a member is only itself; enum's own hash is that of its name, and slow
+
 
 class Event(enum.Enum):
     CLAIMED = "the key is claimed, before the store is asked"
@@ -24,6 +26,8 @@ class Event(enum.Enum):
     LEFT = "on_stop has run, and what it changed is stored"
     KEPT = "what on_stop changed could not be stored: back to life"
     LOST = "superseded or deleted: our copy is worth nothing"
+
+    __hash__ = object.__hash__
 
 
 _TABLE: dict[tuple[State, Event], State] = {

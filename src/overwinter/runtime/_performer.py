@@ -29,6 +29,7 @@ from ..errors import (
 from ..stores.base import Expect, Revision
 from ._gate import Effect
 from ._home import ABORT_GRACE, Home, Retired, all_done
+from ._idle import IdleMember
 from ._ledger import Ledger, MakeError
 from ._lifecycle import Event, State, after
 from ._turn import TURN, Turn, Wait, current_turn, waits_for_itself
@@ -42,7 +43,7 @@ Elsewhere = Callable[[str, Method, tuple[Any, ...], dict[str, Any], str | None],
 """Runs a call in whichever life of the agent has its turn next."""
 
 
-class Performer(Generic[A]):
+class Performer(IdleMember, Generic[A]):
     """Performs the calls of one agent, one turn at a time."""
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Performer(Generic[A]):
     agent: A
 
     def __init__(self, home: Home[A], key: str) -> None:
+        super().__init__()
         self.home, self.key = home, key
         self.state = after(State.COLD, Event.CLAIMED)
         self.turns = Turnstile()

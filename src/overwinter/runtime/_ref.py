@@ -38,8 +38,8 @@ class Reference:
     _kind: AgentType[Any]
 
     def __init__(self, dispatcher: Dispatcher, key: str) -> None:
-        object.__setattr__(self, "_dispatcher", dispatcher)
-        object.__setattr__(self, "_key", key)
+        _set_dispatcher(self, dispatcher)  # past __setattr__, and half as dear as object's own
+        _set_key(self, key)
 
     @property
     def key(self) -> str:
@@ -76,6 +76,10 @@ class Reference:
 
     def __repr__(self) -> str:
         return f"<reference to {type(self)._kind.name} {self._key!r}>"
+
+
+_set_dispatcher: Callable[[Reference, Dispatcher], None] = vars(Reference)["_dispatcher"].__set__
+_set_key: Callable[[Reference, str], None] = vars(Reference)["_key"].__set__
 
 
 def unpickle(name: str, key: str) -> Any:

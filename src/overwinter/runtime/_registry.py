@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -29,11 +29,14 @@ from ._lifecycle import State
 from ._performer import Send
 from ._server import AgentServer
 from ._stream import Stream
-from ._turn import Wait, current_turn, waits_for_itself
+from ._turn import Turn, Wait, current_turn, waits_for_itself
 
 __all__ = ["Registry"]
 
 A = TypeVar("A", bound=Agent)
+
+
+_NO_TURN = nullcontext()
 
 
 class Registry(Generic[A]):
@@ -132,11 +135,12 @@ class Registry(Generic[A]):
         check_key(key, home.kind.name)
         if home.closed:
             raise ClosedError(f"the manager of {home.kind.name} is closed")
-        home.failures.check(key, home.terms.clock.monotonic())
+        if home.failures:
+            home.failures.check(key, home.terms.clock.monotonic())
         last = self.servers.get(key)
-        after_life = self._deleting.get(key) if last is None else last.gone
+        after_life = self._deleting.get(key) if last is None else last.passage()
         server = self.servers[key] = AgentServer(home, key, (initial is None, missing))
-        home.spawn(server.start(initial, missing, after_life), context=home.ground)
+        server.begin(initial, missing, after_life)
         return server
 
     async def live(
@@ -144,8 +148,9 @@ class Registry(Generic[A]):
     ) -> AgentServer[A]:
         """The life of *key*, begun now if there is none. Cancel-safe: what was begun goes on."""
         asked = (initial is None, missing)
+        if type(key) is not str:
+            check_key(key, self.home.kind.name)  # all else about it is checked when its life begins
         while True:
-            check_key(key, self.home.kind.name)
             server = self.servers.get(key)
             mine = server is None or server.state is State.FREEZING
             if server is None or mine:
@@ -153,20 +158,20 @@ class Registry(Generic[A]):
             if server.state is not State.LIVE:
                 with self._waiting_for(server):
                     try:
-                        await asyncio.shield(server.started)
+                        await server.passage()
                     except OverwinterError as error:
                         if mine or (server.asked == asked and initial is None):
                             raise error.again() from error.__cause__
                         continue  # it was asked for on other terms than ours: its failure says nothing about us
             return server  # it was alive just now; where places are few it may have had to leave again
 
-    @contextmanager
-    def _waiting_for(self, server: AgentServer[A]) -> Generator[None, None, None]:
+    def _waiting_for(self, server: AgentServer[A]) -> AbstractContextManager[None]:
         """Wait for something of *server*, or raise because it waits for the turn that this is called in."""
         caller = current_turn()
-        if caller is None:
-            yield
-            return
+        return _NO_TURN if caller is None else self._waiting_in(caller, server)
+
+    @contextmanager
+    def _waiting_in(self, caller: Turn, server: AgentServer[A]) -> Generator[None, None, None]:
         if waits_for_itself(caller, server):
             raise ReentrantCallError(
                 f"{self.home.kind.name} {server.key!r}: this would wait for the very turn that it is called in: "
@@ -270,10 +275,8 @@ class Registry(Generic[A]):
 
 async def _settled(server: AgentServer[Any]) -> None:
     """Wait until a life that comes or goes has come or gone."""
-    if server.state is State.THAWING:
-        await asyncio.wait([server.started])
-    elif server.state is State.FREEZING:
-        await asyncio.shield(server.gone)
+    if server.state in (State.THAWING, State.FREEZING):
+        await asyncio.wait([server.passage()])
 
 
 async def _snapshot(_: Agent) -> Agent:

@@ -39,8 +39,7 @@ class Room:
         Raises:
             TooManyLiveError: none became free in time, or too many wait already.
         """
-        if self._taken < self._places and not self._waiters:
-            self._taken += 1
+        if self.try_enter():
             return
         if len(self._waiters) >= max(self._places, MOST_WAITING):
             raise self._full(who)
@@ -60,6 +59,13 @@ class Room:
             raise
         finally:
             timer.cancel()
+
+    def try_enter(self) -> bool:
+        """Take a place if there is one and nobody waits."""
+        if self._taken >= self._places or self._waiters:
+            return False
+        self._taken += 1
+        return True
 
     def leave(self) -> None:
         """Give a place back."""

@@ -1,157 +1,41 @@
-"""One life: how an agent comes alive, and how it leaves.
+"""One life of an agent, and how it ends.
 
-What it does in between is the performer's business; which other agents live, the registry's.
+How it began is told in ``_arriving.py``, what it does in between in ``_performer.py``; which other agents live is the
+registry's business.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..agent import Agent
 from ..agent._base import KEY
 from ..errors import (
     AgentDeletedError,
-    AgentNotFoundError,
     AgentStateError,
-    ClosedError,
     OutcomeUnknownError,
     OutsideTurnError,
     OverwinterError,
     RevisionConflictError,
-    ThawError,
     TurnCancelledError,
 )
 from ..stores.base import Expect
+from ._arriving import Arriving
 from ._gate import Effect
-from ._home import ABORT_GRACE, Home, Retired, all_done
+from ._home import ABORT_GRACE, Retired, all_done
 from ._lifecycle import Event, State, after
-from ._performer import Performer
 
 __all__ = ["AgentServer"]
 
 A = TypeVar("A", bound=Agent)
 
-PLAIN = (True, "create")  # the terms on which calls ask: no initial state, and it may be missing
 
-
-class AgentServer(Performer[A]):
+class AgentServer(Arriving[A]):
     """One life of one agent."""
 
-    __slots__ = ("_placed", "asked", "gone", "started")
-
-    def __init__(self, home: Home[A], key: str, asked: tuple[bool, str]) -> None:
-        super().__init__(home, key)
-        loop = asyncio.get_running_loop()
-        self.asked = asked
-        """On what terms it was asked for first: without an initial state, and whether it may be missing."""
-        self.started: asyncio.Future[None] = loop.create_future()
-        self.gone: asyncio.Future[None] = loop.create_future()
-        self._placed = False
-        self.turns.hold()  # calls queue from the first moment, and so keep their order
-
-    # ------------------------------------------------------------ coming alive
-
-    async def start(
-        self, initial: Mapping[str, Any] | A | None, missing: str, after_life: asyncio.Future[None] | None
-    ) -> None:
-        """Thaw, or start fresh if, and only if, the store said *absent*. The outcome is in ``started``."""
-        try:
-            if after_life is not None:
-                await asyncio.shield(after_life)
-            if self.home.room is not None:
-                await self.home.room.enter(self._who)
-                self._placed = True
-            changed = await self._load(initial, missing)
-            effects = await self._on_start()
-            body = self.home.keeper.encode(self.agent, self.ledger.extras)
-            if changed or body != self.ledger.cur_body:
-                self.ledger.advance(body)
-            self.ledger.when_durable(self.ledger.cur, effects)
-        except BaseException as error:  # it goes to everybody who waits
-            self._failed_to_start(self._start_error(error))
-            if isinstance(error, asyncio.CancelledError):
-                raise
-        else:
-            self.state = after(self.state, Event.STARTED)
-            self.home.failures.forget(self.key)
-            self.started.set_result(None)
-            self.turns.unhold()
-            self.watch()
-
-    def _start_error(self, error: BaseException) -> OverwinterError:
-        if isinstance(error, OverwinterError):
-            return error
-        if isinstance(error, asyncio.CancelledError) and self.home.closed:
-            return ClosedError(f"{self._who}: the manager was closed while it came alive")
-        found = ThawError(f"{self._who}: it could not come alive ({type(error).__name__}); nothing was written")
-        found.__cause__ = error
-        return found
-
-    def _failed_to_start(self, error: OverwinterError) -> None:
-        self.state = after(self.state, Event.FAILED)
-        if (
-            type(error) is ThawError
-        ):  # on_start or the store; what a record or a caller gets wrong costs little to find again
-            self.home.failures.note(self.key, self.home.terms.clock.monotonic(), error)
-        plain = self.asked == PLAIN  # others' terms say nothing about calls
-        self.turns.evict(lambda: error.again() if plain else Retired())
-        self._end()
-        self.started.set_exception(error)
-        self.started.exception()  # whoever waits has it; with nobody left it is no news
-
-    async def alive(self) -> None:
-        if self.state is State.THAWING:
-            try:
-                await asyncio.shield(self.started)
-            except OverwinterError as error:
-                if self.asked == PLAIN:
-                    raise error.again() from error.__cause__
-        if self.state is not State.LIVE:
-            raise Retired
-
-    async def _load(self, initial: Mapping[str, Any] | A | None, missing: str) -> bool:
-        """Make the agent; return whether it has something that is not stored yet."""
-        home, ledger = self.home, self.ledger
-        if home.opening is not None:
-            await asyncio.shield(home.opening)
-        try:
-            loaded = await home.keeper.load(self.key)
-        except ThawError:
-            raise
-        except Exception as error:  # a store of one's own may raise anything
-            raise ThawError(f"{self._who}: the store can't be read, so nothing was started; try again") from error
-        if loaded is not None:
-            self.agent = loaded.agent
-            ledger.thawed(loaded)
-            home.thawed += 1
-            return False
-        if missing == "raise":
-            raise AgentNotFoundError(
-                f'{self._who}: nothing is stored under this key; missing="create" starts a fresh agent'
-            )
-        self.agent = home.kind.schema.fresh(initial, self.key)
-        vars(self.agent)[KEY] = self.key
-        ledger.begin(home.keeper.encode(self.agent))
-        home.created += 1
-        return initial is not None
-
-    async def _on_start(self) -> list[Effect]:
-        kind, agent = self.home.kind, self.agent
-        effects: list[Effect] = []
-        if kind.starts:
-            try:
-                effects = await self.as_turn(
-                    agent.on_start(self.home.context) if kind.takes_context else agent.on_start()
-                )
-            except Exception as error:
-                raise ThawError(
-                    f"{self._who}: on_start raised {type(error).__name__}, so it was not started"
-                ) from error
-        self._settable = kind.settable.union(agent.__dict__)
-        return effects
+    __slots__ = ()
 
     # ------------------------------------------------------------ leaving
 
@@ -165,7 +49,7 @@ class AgentServer(Performer[A]):
             self.turns.leave(False)
         try:
             await self.ledger.persist()
-            if self.ledger.clean and self.is_idle() and self.turns.try_enter(False):
+            if self.ledger.clean and self.is_idle() and self.turns.try_enter(False) and not self._leave_now():
                 await self._leave()
         except OverwinterError as error:
             self.last_error = type(error)
@@ -183,17 +67,55 @@ class AgentServer(Performer[A]):
             await self.turns.enter(False)
         try:
             self._put_aside_strays()
-            await self.ledger.persist()
+            tag = self.ledger.cur
+            if tag > self.ledger.dur:
+                self.ledger.flush()
+                await self.ledger.wait(tag)
         except BaseException:
             self.turns.leave(False)
             self.watch()
             raise
-        await self._leave()
+        if not self._leave_now():
+            await asyncio.shield(self.home.spawn(self._leave()))  # half a leave would be none
+
+    def leave_if_clean(self) -> bool:
+        """Leave here and now, in no task, if nothing has to be waited for, stored or called; return whether it did."""
+        if self.state is not State.LIVE or self.running or self.home.kind.stops or self.ledger.cur > self.ledger.dur:
+            return False
+        if not self.turns.try_enter(False):
+            return False
+        try:
+            self._put_aside_strays()
+            left = self.ledger.cur == self.ledger.dur and self._leave_now()
+        except BaseException:
+            self.turns.leave(False)
+            raise
+        if not left:
+            self.turns.leave(False)
+        return left
+
+    def _leave_now(self) -> bool:
+        """``_leave``, where that needs no waiting; return whether it did."""
+        if self.running or self.home.kind.stops:
+            return False
+        self.state = after(self.state, Event.LEAVING)
+        self._left()
+        return True
+
+    def _left(self) -> None:
+        self.state = after(self.state, Event.LEFT)
+        self.home.hibernated += 1
+        self._end()
 
     def _put_aside_strays(self) -> None:
         """In a turn of ours: keep what was changed outside a turn, and say so; what can't be kept is undone."""
         before = self.ledger.cur
         if self._broken or self.state is not State.LIVE:
+            return
+        agent, ledger = self.agent, self.ledger
+        if agent.__dict__.keys() <= self._settable and self.home.kind.schema.unchanged(
+            agent, ledger.cur_body, ledger.extras
+        ):
             return
         try:
             self._seal()
@@ -224,9 +146,7 @@ class AgentServer(Performer[A]):
                     await self._revive()
                     raise
                 self.home.report(self.key, error, "what on_stop changed could not be kept")
-        self.state = after(self.state, Event.LEFT)
-        self.home.hibernated += 1
-        self._end()
+        self._left()
 
     async def _revive(self) -> None:
         """Back to life from the bytes that could not be stored: the object that was stopped is done with."""
@@ -236,8 +156,7 @@ class AgentServer(Performer[A]):
             self._broken = True
             self.home.report(self.key, error, "it could not come back to life; the next call tries again")
         self.state = after(self.state, Event.KEPT)
-        left, self.gone = self.gone, asyncio.get_running_loop().create_future()
-        left.set_result(None)  # who waits for the end looks again
+        self.passed()  # who waits for the end looks again
         self.turns.leave(False)
         self.watch()
 
@@ -268,17 +187,6 @@ class AgentServer(Performer[A]):
             return task.result()
         self.home.report(self.key, error, "on_stop failed")
         return None
-
-    def _end(self) -> None:
-        if self.home.idle is not None:
-            self.home.idle.forget(self)
-        self.home.remove(self)
-        if self._placed and self.home.room is not None:
-            self._placed = False
-            self.home.room.leave()
-        self.turns.evict(Retired)
-        if not self.gone.done():
-            self.gone.set_result(None)
 
     def lose(self, error: OverwinterError | None) -> None:
         """Drop this copy: somebody else owns the agent. Calls that have not begun go to the next life."""

@@ -22,7 +22,7 @@ class Turnstile:
         self.reading = 0
         self.held = False
         """While held, no turn starts; those that run go on."""
-        self._queue: deque[tuple[asyncio.Future[None], bool]] = deque()
+        self._queue: deque[tuple[asyncio.Future[None], bool]] | tuple[()] = ()  # a deque only while somebody waits
 
     @property
     def free(self) -> bool:
@@ -51,6 +51,8 @@ class Turnstile:
     async def enter(self, shared: bool) -> None:
         """Wait for the turn. Cancel-safe: a turn that was granted to a caller who left goes to the next."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not isinstance(self._queue, deque):
+            self._queue = deque()
         self._queue.append((waiter, shared))
         try:
             await waiter
@@ -79,14 +81,15 @@ class Turnstile:
 
     def evict(self, error: Callable[[], BaseException]) -> None:
         """Send everybody who waits away with an error of their own."""
-        queue, self._queue = self._queue, deque()
+        queue, self._queue = self._queue, ()
         for waiter, _ in queue:
             if not waiter.done():
                 waiter.set_exception(error())
 
     def _grant(self) -> None:
-        while self._queue and not self.held and not self.writing:
-            waiter, shared = self._queue[0]
+        queue = self._queue
+        while queue and not self.held and not self.writing:
+            waiter, shared = queue[0]
             if not waiter.done():
                 if self.reading and not shared:
                     return
@@ -95,4 +98,6 @@ class Turnstile:
                 else:
                     self.writing = True
                 waiter.set_result(None)
-            self._queue.popleft()
+            queue.popleft()
+        if not queue:
+            self._queue = ()

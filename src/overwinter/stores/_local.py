@@ -105,8 +105,7 @@ class LocalStore(Store):
         return await operation  # every call here has its own deadline, and knows better what became of it
 
     async def get(self, key: str) -> Stored | None:
-        stored: Stored | None = await self._send(Job("get", key, self._future(key)))
-        return stored
+        return await self.fetch(key)
 
     async def head(self, key: str) -> Revision | None:
         """Return the revision under *key*, as of now: every put of any process that returned before is seen."""
@@ -122,6 +121,10 @@ class LocalStore(Store):
     async def _ask(self, verb: Literal["keys", "count"], part: str, scope: object = None) -> Any:
         """Have some of a listing done."""
         return await self._send(Job(verb, part, self._future(part), scope=scope))
+
+    def fetch(self, key: str) -> asyncio.Future[Stored | None]:
+        """Begin a get and return a bare future, no task, that carries its outcome."""
+        return self._send(Job("get", key, self._future(key)))
 
     def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
         """Begin a put and return a bare future, no task, that carries its outcome."""

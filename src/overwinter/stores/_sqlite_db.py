@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import apsw
@@ -26,6 +26,7 @@ __all__ = [
     "disconnect",
     "identity",
     "initialise",
+    "patiently",
     "prepare",
     "refusal",
     "run",
@@ -43,6 +44,7 @@ PRAGMA user_version = {FORMAT};
 COMMIT;
 """
 _NAP = 0.005
+_SHORT_NAP = 0.001
 
 _connections: dict[int, apsw.Connection] = {}
 
@@ -190,6 +192,19 @@ def _code(error: Exception) -> int:
 
 def busy(error: apsw.Error) -> bool:
     return isinstance(error, apsw.BusyError | apsw.LockedError)
+
+
+def patiently(action: Callable[[], object], deadline: float) -> None:
+    """Repeat *action* while a program that doesn't know our lock, such as the shell, is in the way."""
+    while True:
+        try:
+            action()
+        except apsw.Error as error:
+            if not busy(error) or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(_SHORT_NAP)
 
 
 def worth_splitting(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""The two workers of a SQLite store: one connection that writes, one that reads, each in the thread of its lane.
+"""The worker of a SQLite store that writes: one connection, in the thread of its lane.
 
 This file knows transactions and their outcomes. It does not know futures or event loops.
 """
@@ -6,21 +6,19 @@ This file knows transactions and their outcomes. It does not know futures or eve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import apsw
 
-from ..errors import CorruptRecordError, OutcomeUnknownError, StoreUnavailableError
+from ..errors import OutcomeUnknownError, StoreUnavailableError
 from . import _sqlite_db as db
 from ._flock import FairLock
 from ._jobs import Job, conflict
-from ._sqlite_listing import count_of, page_of
-from .base import Expect, Stored
+from .base import Expect
 
-__all__ = ["Reader", "Writer"]
+__all__ = ["Writer"]
 
 _CHECKPOINT_PAGES = 1000  # of 4 KiB; SQLite's own default
-_NAP = 0.001
 _CLOSING_PATIENCE = 2.0
 
 
@@ -199,20 +197,7 @@ class Writer:
 
 
 def _begin(connection: apsw.Connection, deadline: float) -> None:
-    _patiently(lambda: db.run(connection, "BEGIN IMMEDIATE"), deadline)
-
-
-def _patiently(action: Callable[[], object], deadline: float) -> None:
-    """Repeat *action* while a program that doesn't know our lock, such as the shell, is in the way."""
-    while True:
-        try:
-            action()
-        except apsw.Error as error:
-            if not db.busy(error) or time.monotonic() >= deadline:
-                raise
-        else:
-            return
-        time.sleep(_NAP)
+    db.patiently(lambda: db.run(connection, "BEGIN IMMEDIATE"), deadline)
 
 
 # ---------------------------------------------------------------- rows
@@ -228,8 +213,6 @@ _REPLACE = (
     "UPDATE agents SET revision = v.column2, data = v.column3 FROM (VALUES {}) AS v"
     " WHERE agents.key = v.column1 AND agents.revision = v.column4"
 )
-_GET = "SELECT revision, data FROM agents WHERE key = ?"
-_HEAD = "SELECT revision, x'' FROM agents WHERE key = ?"
 _ROW = "(?,?,?,?)"
 _statements: dict[tuple[str, int], str] = {}
 
@@ -280,62 +263,3 @@ def _report(jobs: list[Job], verdicts: Sequence[Exception | None]) -> None:
             job.answer()
         else:
             job.refuse(verdict)
-
-
-class Reader:
-    """Gets, heads and pages of keys. Each sees every commit that was acknowledged before it was asked."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        self._path = path
-        self._timeout = timeout
-        self._connection: apsw.Connection | None = None
-
-    def start(self) -> None:
-        self._connection = db.connect(self._path)
-
-    def work(self, batch: list[Job]) -> None:
-        for job in batch:
-            try:
-                _patiently(lambda job=job: self._answer(job), job.sent + self._timeout)  # type: ignore[misc]
-            except apsw.Error as error:
-                job.refuse(db.refusal(error, self._path, job.subject))
-                self._drop()
-            except UnicodeEncodeError as error:
-                job.refuse(db.refusal(error, self._path, job.subject))
-
-    def rest(self) -> None:
-        """Nothing can wait."""
-
-    def stop(self) -> None:
-        self._drop()
-
-    def _answer(self, job: Job) -> None:
-        if self._connection is None:
-            self._connection = db.connect(self._path)
-        if job.verb == "keys":
-            job.answer(page_of(self._connection, job.key, job.scope))
-        elif job.verb == "count":
-            job.answer(count_of(self._connection, job.key))
-        else:
-            self._look_up(job, self._connection)
-
-    def _look_up(self, job: Job, connection: apsw.Connection) -> None:
-        row = db.run(connection, _GET if job.verb == "get" else _HEAD, (job.key,)).fetchone()
-        if row is None:
-            job.answer(None)
-            return
-        revision, data = row
-        if not isinstance(revision, bytes) or not isinstance(data, bytes):
-            kinds = f"{type(revision).__name__}, {type(data).__name__}"
-            job.refuse(
-                CorruptRecordError(
-                    f"the row of key {job.key!r} in {self._path} holds {kinds}, not bytes; it is left as is"
-                )
-            )
-        else:
-            job.answer(Stored(data, revision) if job.verb == "get" else revision)
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            db.disconnect(connection)

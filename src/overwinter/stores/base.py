@@ -137,6 +137,13 @@ class Store(ABC):
         """
         return asyncio.ensure_future(self._put_in_time(key, data, revision, expected))
 
+    def fetch(self, key: str) -> asyncio.Future[Stored | None]:
+        """Begin a get within ``timeout``; the future carries its outcome.
+
+        Override it, together with ``get``, where a batch of gets is cheaper than a task each.
+        """
+        return asyncio.ensure_future(self.in_time(self.get(key)))
+
     def begin_put(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect, done: Done) -> None:
         """Begin a put as ``submit`` does; *done* is called once, in a later pass of the loop.
 

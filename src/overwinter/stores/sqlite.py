@@ -1,7 +1,7 @@
 """One SQLite file on a local disk: the store for one machine.
 
 This file knows that one thread writes and one reads. It does not know the store protocol (``_local.py``), SQL
-(``_sqlite_worker.py``), files (``_sqlite_db.py``) or batches (``_lane.py``).
+(``_sqlite_worker.py``, ``_sqlite_reader.py``), files (``_sqlite_db.py``) or batches (``_lane.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from ._jobs import Desk, Job
 from ._lane import Lane
 from ._local import LocalStore
 from ._sqlite_listing import PAGE
-from ._sqlite_worker import Reader, Writer
+from ._sqlite_reader import Reader
+from ._sqlite_worker import Writer
 from .base import Durability
 
 __all__ = ["SQLiteStore"]

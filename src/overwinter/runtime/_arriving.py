@@ -1,0 +1,271 @@
+"""How an agent comes alive: thawed, or fresh if, and only if, the store said *absent*.
+
+It does not know how a life ends, nor which other agents live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from ..agent import Agent
+from ..agent._base import give_key
+from ..errors import AgentNotFoundError, ClosedError, OverwinterError, ThawError
+from ..persistence import Loaded
+from ..stores.base import Stored
+from ._gate import Effect
+from ._home import Home, Retired
+from ._lifecycle import Event, State, after
+from ._performer import Performer
+
+__all__ = ["Arriving"]
+
+A = TypeVar("A", bound=Agent)
+
+PLAIN = (True, "create")  # the terms on which calls ask: no initial state, and it may be missing
+
+
+class Arriving(Performer[A]):
+    """One life of one agent, up to its first turn."""
+
+    __slots__ = ("_passage", "_placed", "asked")
+
+    def __init__(self, home: Home[A], key: str, asked: tuple[bool, str]) -> None:
+        super().__init__(home, key)
+        self.asked = PLAIN if asked == PLAIN else asked
+        """On what terms it was asked for first: without an initial state, and whether it may be missing."""
+        self._passage: list[asyncio.Future[None]] | None = None
+        self._placed = False
+        self.turns.hold()  # calls queue from the first moment, and so keep their order
+
+    def passage(self) -> asyncio.Future[None]:
+        """A future of the caller's own, done when it has come alive, or could not, or when it has left."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._passage is None:
+            self._passage = []
+        self._passage.append(future)
+        return future
+
+    def passed(self, error: OverwinterError | None = None) -> None:
+        """Tell those who wait that it has come or gone; or, with *error*, why it could not come."""
+        waiting, self._passage = self._passage, None
+        for future in waiting or ():
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+                future.exception()  # who waits has it, unless cancelled just now: then it is no news
+
+    # ------------------------------------------------------------ the two ways
+
+    def begin(
+        self, initial: Mapping[str, Any] | A | None, missing: str, after_life: asyncio.Future[None] | None
+    ) -> None:
+        """Begin to come alive: here and now, or when the store has answered, or in a task where more must be awaited.
+
+        Raises:
+            OverwinterError: it could not come alive, which is known already.
+        """
+        home = self.home
+        assert home.ground is not None
+        if (
+            after_life is not None
+            or home.kind.starts
+            or home.kind.aliases
+            or not home.is_open
+            or not self._find_place()
+        ):
+            home.spawn(self._start(initial, missing, after_life), context=home.ground)
+            return
+        if home.keeper.store is None:
+            home.ground.run(self._come, None, initial, missing)
+        else:
+            answer = home.ground.run(self._fetch)
+            answer.add_done_callback(partial(self._fetched, initial, missing), context=home.ground)
+
+    def _find_place(self) -> bool:
+        """Take a place for one more agent, if there is a bound and one is free."""
+        if self.home.room is not None:
+            self._placed = self.home.room.try_enter()
+            return self._placed
+        return True
+
+    async def _start(
+        self, initial: Mapping[str, Any] | A | None, missing: str, after_life: asyncio.Future[None] | None
+    ) -> None:
+        """Come alive as a task of its own. The outcome is told to whoever waits."""
+        home = self.home
+        try:
+            if after_life is not None:
+                await asyncio.shield(after_life)
+            if home.room is not None and not self._placed:
+                await home.room.enter(self._who)
+                self._placed = True
+            if home.opening is not None:
+                await asyncio.shield(home.opening)
+            try:
+                loaded = await home.keeper.load(self.key)
+            except Exception as error:
+                raise self._unreadable(error) from error
+            changed = self._make(loaded, initial, missing)
+            effects = await self._on_start()
+            body = home.keeper.encode(self.agent, self.ledger.extras)
+            if changed or body != self.ledger.cur_body:
+                self.ledger.advance(body)
+            self.ledger.when_durable(self.ledger.cur, effects)
+        except BaseException as error:  # it goes to everybody who waits
+            self._failed_to_start(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        else:
+            self._started()
+
+    def _fetch(self) -> asyncio.Future[Stored | None]:
+        store = self.home.keeper.store
+        assert store is not None
+        try:
+            answer = store.fetch(self.ledger.store_key)
+        except Exception as error:  # noqa: BLE001  # closed, forked, or a fetch() of somebody's own
+            answer = asyncio.get_running_loop().create_future()
+            answer.set_exception(error)
+        if isinstance(answer, asyncio.Task):
+            self.home.keep(answer)
+        return answer
+
+    def _fetched(
+        self, initial: Mapping[str, Any] | A | None, missing: str, answer: asyncio.Future[Stored | None]
+    ) -> None:
+        if self.home.closed:
+            if not answer.cancelled():
+                answer.exception()  # seen: whoever waited was told that all is closed
+            return
+        try:
+            stored = answer.result()
+            loaded = None if stored is None else self.home.keeper.read(self.key, self.ledger.store_key, stored)
+        except BaseException as error:  # noqa: BLE001  # it goes to everybody who waits
+            self._failed_to_start(self._unreadable(error) if isinstance(error, Exception) else error)
+            return
+        with suppress(OverwinterError):  # told to whoever waits
+            self._come(loaded, initial, missing)
+
+    def _come(self, loaded: Loaded[A] | None, initial: Mapping[str, Any] | A | None, missing: str) -> None:
+        """Come alive in one step, where the class has no ``on_start``."""
+        ledger = self.ledger
+        try:
+            changed = self._make(loaded, initial, missing)
+            self._note_attributes()
+            body = ledger.cur_body
+            if loaded is not None and not loaded.as_stored:
+                body = self.home.keeper.encode(self.agent, ledger.extras)
+            if changed or body != ledger.cur_body:
+                ledger.advance(body)
+        except BaseException as error:
+            found = self._failed_to_start(error)
+            if isinstance(error, Exception):
+                raise found from found.__cause__
+            raise
+        self._started()
+
+    def _started(self) -> None:
+        self.state = after(self.state, Event.STARTED)
+        self.home.failures.forget(self.key)
+        self.passed()
+        self.turns.unhold()
+        self.watch()
+
+    # ------------------------------------------------------------ when it can't
+
+    def _unreadable(self, error: Exception) -> ThawError:
+        if isinstance(error, ThawError):
+            return error
+        found = ThawError(f"{self._who}: the store can't be read, so nothing was started; try again")
+        found.__cause__ = error  # a store of one's own may raise anything
+        return found
+
+    def _start_error(self, error: BaseException) -> OverwinterError:
+        if isinstance(error, OverwinterError):
+            return error
+        if isinstance(error, asyncio.CancelledError) and self.home.closed:
+            return ClosedError(f"{self._who}: the manager was closed while it came alive")
+        found = ThawError(f"{self._who}: it could not come alive ({type(error).__name__}); nothing was written")
+        found.__cause__ = error
+        return found
+
+    def _failed_to_start(self, why: BaseException) -> OverwinterError:
+        """Tell everybody who waits; return what they are told."""
+        error = self._start_error(why)
+        self.state = after(self.state, Event.FAILED)
+        if (
+            type(error) is ThawError
+        ):  # on_start or the store; what a record or a caller gets wrong costs little to find again
+            self.home.failures.note(self.key, self.home.terms.clock.monotonic(), error)
+        plain = self.asked == PLAIN  # others' terms say nothing about calls
+        self.turns.evict(lambda: error.again() if plain else Retired())
+        self._end(error)
+        return error
+
+    async def alive(self) -> None:
+        if self.state is State.THAWING:
+            try:
+                await self.passage()
+            except OverwinterError as error:
+                if self.asked == PLAIN:
+                    raise error.again() from error.__cause__
+        if self.state is not State.LIVE:
+            raise Retired
+
+    # ------------------------------------------------------------ the object
+
+    def _make(self, loaded: Loaded[A] | None, initial: Mapping[str, Any] | A | None, missing: str) -> bool:
+        """Take the agent, or make it; return whether it has something that is not stored yet."""
+        home, ledger = self.home, self.ledger
+        if loaded is not None:
+            self.agent = loaded.agent
+            ledger.thawed(loaded)
+            home.thawed += 1
+            return False
+        if missing == "raise":
+            raise AgentNotFoundError(
+                f'{self._who}: nothing is stored under this key; missing="create" starts a fresh agent'
+            )
+        self.agent = home.kind.schema.fresh(initial, self.key)
+        give_key(self.agent, self.key)
+        ledger.begin(home.keeper.encode(self.agent))
+        home.created += 1
+        return initial is not None
+
+    async def _on_start(self) -> list[Effect]:
+        kind, agent = self.home.kind, self.agent
+        effects: list[Effect] = []
+        if kind.starts:
+            try:
+                effects = await self.as_turn(
+                    agent.on_start(self.home.context) if kind.takes_context else agent.on_start()
+                )
+            except Exception as error:
+                raise ThawError(
+                    f"{self._who}: on_start raised {type(error).__name__}, so it was not started"
+                ) from error
+        self._note_attributes()
+        return effects
+
+    def _note_attributes(self) -> None:
+        """What ``on_start`` set may be set later, too."""
+        attributes, settable = self.agent.__dict__, self.home.kind.settable
+        self._settable = settable if attributes.keys() <= settable else settable.union(attributes)
+
+    def _end(self, error: OverwinterError | None = None) -> None:
+        """Let go of the key and the place: this life is over, or did not come to be because of *error*."""
+        if self.home.idle is not None:
+            self.home.idle.forget(self)
+        self.home.remove(self)
+        if self._placed and self.home.room is not None:
+            self._placed = False
+            self.home.room.leave()
+        self.turns.evict(Retired)
+        self.passed(error)

@@ -1,0 +1,69 @@
+"""The order of last use, and that many who expire at once don't hold up the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import OrderedDict
+
+from waiting import rest
+
+from overwinter.runtime._idle import AT_ONCE, IdleMember, IdleTracker
+from overwinter.testing import ManualClock
+
+
+async def test_the_order_is_that_of_last_use_whoever_comes_and_goes():
+    clock, expired = ManualClock(), []
+    tracker: IdleTracker[IdleMember] = IdleTracker(clock, 60, expired.append)
+    members = [IdleMember() for _ in range(8)]
+    model: OrderedDict[IdleMember, float] = OrderedDict()
+    dice = random.Random(5)
+    for _ in range(3000):
+        member = dice.choice(members)
+        if dice.random() < 0.6:
+            tracker.touch(member)
+            model[member] = clock.monotonic() + 60
+            model.move_to_end(member)
+        else:
+            tracker.forget(member)
+            model.pop(member, None)
+        if dice.random() < 0.3:
+            clock.advance(dice.choice((1, 30)))
+        due = [member for member, deadline in model.items() if deadline <= clock.monotonic()]
+        for member in due:
+            del model[member]
+        assert expired == due
+        expired.clear()
+        assert list(tracker.members()) == list(model)
+        assert [tracker.remaining(member) is None for member in members] == [member not in model for member in members]
+
+
+async def test_those_who_expire_at_once_go_in_several_passes_of_the_loop():
+    clock, expired = ManualClock(), []
+    tracker: IdleTracker[IdleMember] = IdleTracker(clock, 60, expired.append)
+    members = [IdleMember() for _ in range(2 * AT_ONCE + 1)]
+    for member in members:
+        tracker.touch(member)
+    clock.advance(60)
+    sizes = [len(expired)]
+    while len(expired) < len(members):
+        await asyncio.sleep(0)
+        sizes.append(len(expired))
+    assert sizes == [AT_ONCE, 2 * AT_ONCE, 2 * AT_ONCE + 1]
+    tracker.touch(members[0])
+    clock.advance(60)
+    assert expired[-1] is members[0], "the timer is set again"
+
+
+async def test_a_closed_tracker_lets_nobody_expire():
+    clock, expired = ManualClock(), []
+    tracker: IdleTracker[IdleMember] = IdleTracker(clock, 60, expired.append)
+    members = [IdleMember() for _ in range(2 * AT_ONCE)]
+    for member in members:
+        tracker.touch(member)
+    clock.advance(60)
+    tracker.close()
+    tracker.touch(members[0])
+    await rest()
+    clock.advance(60)
+    assert (len(expired), list(tracker.members())) == (AT_ONCE, [])
