@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, cast
 from ..errors import OutcomeUnknownError, OverwinterError, RevisionConflictError, StoreUnavailableError
 from .base import Done, Expect, Revision
 
-__all__ = ["MAX_BYTES", "MAX_ROWS", "NOBODY", "Desk", "Job", "Worker", "conflict", "take"]
+__all__ = ["MAX_BYTES", "MAX_ROWS", "NOBODY", "Desk", "Job", "Worker", "blame", "conflict", "take"]
 
 _log = logging.getLogger("overwinter")
 
@@ -236,7 +236,7 @@ class Desk(ABC):
         try:
             self._worker.work(batch)
         except Exception as error:  # noqa: BLE001  # our bug: its callers get it, the thread lives on for others
-            _blame(batch, error)
+            blame(batch, error)
         answered = [job for job in batch if job.answered]
         if answered:
             self._tell(self._settle, answered)
@@ -274,7 +274,8 @@ def take(waiting: list[Job]) -> list[Job]:
     return batch
 
 
-def _blame(batch: list[Job], error: Exception) -> None:
+def blame(batch: list[Job], error: Exception) -> None:
+    """Refuse what a worker left unanswered when it failed with *error*, which is most likely a bug of ours."""
     for job in batch:
         if not job.answered:
             if isinstance(error, OverwinterError):

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from ..errors import OutcomeUnknownError, OverwinterError, StoreUnavailableError
-from ._jobs import MAX_BYTES, MAX_ROWS, Job
+from ..errors import OutcomeUnknownError, StoreUnavailableError
+from ._jobs import MAX_BYTES, MAX_ROWS, Job, blame
 
 __all__ = ["Carrier", "Lane"]
 
@@ -177,7 +177,7 @@ class Lane(Generic[C]):
                 raise
         except Exception as error:  # noqa: BLE001  # our bug: its callers get it, the lane lives on for others
             carrier.discard()
-            _blame(batch, error)
+            blame(batch, error)
         finally:
             alarm.cancel()
             if berth.given_up:
@@ -245,15 +245,3 @@ class Lane(Generic[C]):
                 text = f"{self._where} {what}; key {job.key!r}: only another conditional put can tell what is stored"
                 job.refuse(OutcomeUnknownError(text))
         self._settle(jobs)
-
-
-def _blame(batch: list[Job], error: Exception) -> None:
-    for job in batch:
-        if not job.answered:
-            if isinstance(error, OverwinterError):
-                job.refuse(type(error)(*error.args))
-                continue
-            what = f"the store failed in a way it does not know ({type(error).__name__})"
-            unknown = OutcomeUnknownError(f"{what}; key {job.key!r}: please report this")
-            unknown.__cause__ = error
-            job.refuse(unknown)
