@@ -263,6 +263,9 @@ async def test_a_record_lives_on_from_each_write_and_each_thaw_and_while_its_age
             assert 3590 < life(key) <= 3600
         await notes.stop("asleep")
         await notes.delete("dead")
+        await store._refresh("Note:dead")
+        assert await store.get("Note:dead") is None
+        assert life("dead") > 23 * 3600  # a tombstone's life is its own
         grow_old()
         await store._refresher.once()
         assert [life("live") > 3590, life("asleep"), life("dead")] == [True, 100, 100]
