@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import stat
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import apsw
 import pytest
 
+from overwinter.errors import OutcomeUnknownError, StoreUnavailableError
 from overwinter.stores import FileStore, MemoryStore, SQLiteStore, Store
+from overwinter.stores import _sqlite_db as db
 from overwinter.stores._file_frame import name_of
+from overwinter.stores._file_layer import Files
 from overwinter.testing import FaultyStore, StoreContract
 from overwinter.testing._contract_trouble import CorruptionTests
 from overwinter.testing._factory import Factory
@@ -51,6 +60,25 @@ class TestSQLiteStore(StoreContract):
     async def corrupt(self, key: str) -> None:
         edit(self.path, "UPDATE agents SET data = 'text, not bytes' WHERE key = ?", key)
 
+    @contextlib.asynccontextmanager
+    async def interrupt(self, store: Store) -> AsyncGenerator[None]:
+        """Fail the next COMMIT, before or after it was done."""
+        self.number = getattr(self, "number", 0) + 1
+        run, landed, failed = db.run, self.number % 2, False
+
+        def failing(connection, sql, *values):
+            nonlocal failed
+            if sql != "COMMIT" or failed:
+                return run(connection, sql, *values)
+            failed = True
+            if landed:
+                run(connection, sql)
+            raise apsw.exception_for(apsw.SQLITE_IOERR_FSYNC)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(db, "run", failing)
+            yield
+
 
 class TestOneSQLiteStoreForAll(TestSQLiteStore):
     def store_factory(self) -> Factory | None:
@@ -60,6 +88,27 @@ class TestOneSQLiteStoreForAll(TestSQLiteStore):
         if not hasattr(self, "store"):
             self.store = SQLiteStore(self.path)
         return self.store
+
+
+class Failing(Files):
+    """Fails once at the step that is named, which may be done nevertheless."""
+
+    step = ""
+
+    def attempt(self, step, action):
+        if step != self.step.removesuffix(", done"):
+            return action()
+        done, self.step = self.step.endswith(", done"), ""
+        if done:
+            action()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def fsync(self, descriptor):
+        folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        self.attempt("flush of the folder" if folder else "flush", lambda: os.fsync(descriptor))
+
+    def rename(self, old, new, folder):
+        self.attempt("rename", lambda: Files.rename(self, old, new, folder))
 
 
 class TestFileStore(StoreContract):
@@ -72,6 +121,21 @@ class TestFileStore(StoreContract):
 
     def store_factory(self) -> Factory | None:
         return f"file://{self.folder}"
+
+    async def make_store(self) -> Store:
+        store = FileStore(self.folder)
+        store._files = Failing()
+        return store
+
+    steps = ("flush of the folder", "flush", "rename", "flush of the folder, done", "rename, done")
+
+    @contextlib.asynccontextmanager
+    async def interrupt(self, store: Store) -> AsyncGenerator[None]:
+        self.number = getattr(self, "number", -1) + 1
+        assert isinstance(store, FileStore)
+        store._files.step = self.steps[self.number % len(self.steps)]
+        yield
+        assert not store._files.step, "the step was not taken"
 
     def path(self, key: str) -> Path:
         return self.folder / name_of(key)[:2] / name_of(key)
@@ -88,7 +152,7 @@ class TestOneFileStoreForAll(TestFileStore):
 
     async def make_store(self) -> Store:
         if not hasattr(self, "store"):
-            self.store = FileStore(self.folder)
+            self.store = await super().make_store()
         return self.store
 
     async def corrupt(self, key: str) -> None:
@@ -116,3 +180,11 @@ class TestFaultyStoreWithoutFaults(StoreContract):
 
     async def make_store(self) -> Store:
         return FaultyStore(self.store)
+
+    @contextlib.asynccontextmanager
+    async def interrupt(self, store: Store) -> AsyncGenerator[None]:
+        assert isinstance(store, FaultyStore)
+        self.number = getattr(self, "number", 0) + 1
+        error = OutcomeUnknownError("reset") if self.number % 3 else StoreUnavailableError("refused")
+        store.fail("put", error, after=self.number % 3 == 1)
+        yield

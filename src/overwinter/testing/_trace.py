@@ -31,6 +31,7 @@ _CALL = re.compile(r"(\w+)\((.*)\) += (-?\d+|\?)(?:<(.*?)>)?[^<>]*", re.DOTALL)
 _TARGET = re.compile(r"(\d+)<([^>]*)>")
 _PATH = re.compile(r'(?:(?:AT_FDCWD|\d+)(?:<([^>]*)>)?, )?"((?:[^"\\]|\\.)*)"')
 _SAID = re.compile(r'1<[^>]*>, "(begin|done|seen) ([^\\"]*)\\n"')
+_QUOTED = re.compile(r"`[^`]*`")
 _EVERY_FILE = "*"
 
 
@@ -79,7 +80,8 @@ def verdicts(trace: str) -> list[str]:
             found += _judge_put(disk, put)
     if not puts:
         found.append("the trace shows no put: this strace can't be read")
-    return list(dict.fromkeys(found))
+    kinds = {_QUOTED.sub("", each): each for each in reversed(found)}  # the first of each kind: files go by many names
+    return list(reversed(kinds.values()))
 
 
 # ---------------------------------------------------------------- reading
@@ -255,4 +257,4 @@ def _written_to_direct(disk: Disk, begin: int, end: int) -> bool:
 
 
 def _name(path: str) -> str:
-    return PurePosixPath(path).name
+    return f"`{PurePosixPath(path).name}`"
