@@ -656,8 +656,9 @@ class WritesBehind(Folder):
 
     def drain(self):
         with self.lock:
-            for path, content in self.queue:
-                super().write(path, content)
+            with contextlib.suppress(FileNotFoundError):  # the test was refused and its folder is gone
+                for path, content in self.queue:
+                    super().write(path, content)
             self.queue.clear()
 
     def read(self, key):
