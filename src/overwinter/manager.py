@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import copy
 import os
+from asyncio.events import _get_running_loop  # one that returns None instead of raising
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,7 +27,7 @@ from .runtime._closing import close_lives
 from .runtime._home import Home
 from .runtime._idle import IdleTracker
 from .runtime._ledger import Terms
-from .runtime._lifecycle import State
+from .runtime._lifecycle import LIVE
 from .runtime._ref import OPEN, reference_class
 from .runtime._registry import Registry
 from .runtime._room import PutBudget, Room
@@ -238,7 +239,13 @@ class InstanceManager(Generic[A]):
             await self._store.__aexit__()
 
     def _check(self) -> None:
-        """Raise unless a call may begin here and now. While it closes, running turns may still call."""
+        """Raise unless a call may begin here and now."""
+        here, door = _get_running_loop(), self._door
+        if here is not door.loop or here is None or door.closing or self._home.closed:  # rarely
+            self._check_each()
+
+    def _check_each(self) -> None:
+        """Say what is in the way of a call, if anything is. While it closes, running turns may still call."""
         door = self._door
         if door.loop is None or self._home.closed or (door.closing and current_turn() is None):
             state = "is closed" if door.closing else "is not open: use `async with manager:`, or `await manager.open()`"
@@ -246,11 +253,7 @@ class InstanceManager(Generic[A]):
         self._check_place()
 
     def _check_place(self) -> None:
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:
-            here = None  # so it is in a forked child too
-        if here is not self._door.loop:  # the common case costs no system call for the process's number
+        if _get_running_loop() is not self._door.loop:  # there is none in a forked child either
             if self._door.pid != os.getpid():
                 raise UsageError(
                     f"the manager of {self._kind.name} was opened before a fork: make a new one in the child process"
@@ -282,7 +285,8 @@ class InstanceManager(Generic[A]):
     ) -> A:
         """Return a reference to the agent, which is thawed now; it is not held. See ``attach``. Cancel-safe."""
         self._check()
-        if type(key) is not str or not self._is_live(key):
+        server = self._registry.servers.get(key) if type(key) is str else None
+        if server is None or server.state is not LIVE:
             await self._registry.live(key, initial, missing)
         return self.reference(key)
 
@@ -293,7 +297,7 @@ class InstanceManager(Generic[A]):
 
     def _is_live(self, key: str) -> bool:
         server = self._registry.servers.get(key)
-        return server is not None and server.state is State.LIVE
+        return server is not None and server.state is LIVE
 
     @property
     def identity(self) -> object:
@@ -489,7 +493,7 @@ class InstanceManager(Generic[A]):
 
     def keys(self) -> list[str]:
         """The keys of the live agents. For those that are stored, see ``stored_keys``."""
-        return [key for key, server in self._registry.servers.items() if server.state is State.LIVE]
+        return [key for key, server in self._registry.servers.items() if server.state is LIVE]
 
     def stored_keys(self, prefix: str = "") -> AsyncIterator[str]:
         """Yield the keys of the stored agents, live or not, that begin with *prefix*; each once, in no order.

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from struct import Struct as Layout
 from typing import Any, Generic, Self, TypeVar
 
 from ._store_keys import KeyFunction, agent_keys, count_agents, default_key
@@ -41,6 +42,7 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 _ids: list[bytes] = []
+_SPLIT: Callable[[bytes], tuple[bytes, ...]] = Layout("16s" * 256).unpack
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_ids.clear)  # or two processes would hand out the same ones
 
@@ -50,9 +52,9 @@ def new_revision() -> Revision:
     try:
         return _ids.pop()
     except IndexError:  # a system call for many costs as much as for one
-        drawn = os.urandom(16 * 256)
-        _ids.extend(drawn[at : at + 16] for at in range(16, len(drawn), 16))
-        return drawn[:16]
+        first, *others = _SPLIT(os.urandom(16 * 256))
+        _ids.extend(others)
+        return first
 
 
 @dataclass(slots=True)
@@ -214,7 +216,6 @@ class Keeper(Generic[A]):
         sequence: int,
         revision: Revision,
         extras: Mapping[str, Any],
-        *,
         receipts: Receipts = (),
     ) -> bytes:
         """The record that says: this is the state of *key* as of *revision*."""

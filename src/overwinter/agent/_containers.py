@@ -10,6 +10,7 @@ from typing import Any, Union, cast
 
 import msgspec
 
+from ._bulk import WORTH, all_plain
 from ._codec import UNMADE, Codec, Source, Step, encode_plain, misfit, too_deep
 from ._leaves import AnyCodec, LiteralCodec, Scalar
 from ._models import thaw_hook
@@ -40,6 +41,12 @@ class ItemsCodec(Codec):
         source.level(depth)
         item = source.name()
         source.line(pad, f"if type({var}) is not {self._cls.__name__}: return False")
+        if self._cls is list and isinstance(self._item, DictCodec) and self._item.json:
+            source.line(pad, f"for {item} in {var}:")
+            source.line(pad + 1, f"if type({item}) is not dict: return False")
+            sure = f"{source.bind(all_plain)}({var}, room - {depth + 2})"
+            source.line(pad, f"if len({var}) < {WORTH} or not {sure}:")
+            pad += 1
         source.line(pad, f"for {item} in {var}:")
         self._item.emit(source, item, pad + 1, depth + 1)
 
@@ -125,6 +132,8 @@ class DictCodec(Codec):
         self._any_key = isinstance(key, AnyCodec)
         # Any as a key: what comes back under Any from any key is told by its type, and JSON's keys are strings
         self._key, self._value = (Scalar(str, "str") if self._any_key else key), value
+        self.json = self._key.gates == (str,) and isinstance(value, AnyCodec)
+        """Whether it holds JSON values and bytes under any ``str``."""
 
     def settle(self, where: str) -> None:
         if not self._key.plain_dump:

@@ -29,7 +29,10 @@ MAX_BYTES = 256 * 1024 * 1024
 
 _KNOWN = EXTRAS | CUSTOM
 _PREFIX = Layout("<4sBBHII")  # magic, format, flags, reserved, length of header, length of body
+_pack_prefix = _PREFIX.pack
 _CHECK = 16  # as quick as 8: 1.7 µs per KB
+_AROUND = _PREFIX.size + _CHECK
+_empty = blake2b(digest_size=_CHECK)
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,15 +82,16 @@ def pack(header: Header, body: bytes) -> bytes:
 def seal(fields: HeaderFields, flags: int, body: bytes) -> bytes:
     """``pack`` for those who write a record per call: the fields of a ``Header`` but its flags, in their order."""
     head = _encode(fields)
-    size = _PREFIX.size + len(head) + len(body) + _CHECK
+    size = _AROUND + len(head) + len(body)
     if size > MAX_BYTES:
         raise StateTooLargeError(
             f"the record would have {size:,} bytes, more than {MAX_BYTES:,}: "
             "keep large things elsewhere and their names here"
         )
-    prefix = _PREFIX.pack(MAGIC, FORMAT, flags, 0, len(head), len(body))
-    record = b"".join((prefix, head, body))
-    return record + blake2b(record, digest_size=_CHECK).digest()
+    record = _pack_prefix(MAGIC, FORMAT, flags, 0, len(head), len(body)) + head + body
+    check = _empty.copy()  # half as dear as a new one with a size
+    check.update(record)
+    return record + check.digest()
 
 
 def unpack(data: bytes, *, max_bytes: int = MAX_BYTES) -> tuple[Header, bytes]:

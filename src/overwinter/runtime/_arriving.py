@@ -18,7 +18,7 @@ from ..persistence import Loaded
 from ..stores.base import Stored
 from ._gate import Effect
 from ._home import Home, Retired
-from ._lifecycle import Event, State, after
+from ._lifecycle import FAILED, LIVE, STARTED, THAWING, after
 from ._performer import Performer
 
 __all__ = ["Arriving"]
@@ -172,7 +172,7 @@ class Arriving(Performer[A]):
         self._started()
 
     def _started(self) -> None:
-        self.state = after(self.state, Event.STARTED)
+        self.state = after(self.state, STARTED)
         self.home.failures.forget(self.key)
         self.passed()
         self.turns.unhold()
@@ -199,7 +199,7 @@ class Arriving(Performer[A]):
     def _failed_to_start(self, why: BaseException) -> OverwinterError:
         """Tell everybody who waits; return what they are told."""
         error = self._start_error(why)
-        self.state = after(self.state, Event.FAILED)
+        self.state = after(self.state, FAILED)
         if (
             type(error) is ThawError
         ):  # on_start or the store; what a record or a caller gets wrong costs little to find again
@@ -210,13 +210,13 @@ class Arriving(Performer[A]):
         return error
 
     async def alive(self) -> None:
-        if self.state is State.THAWING:
+        if self.state is THAWING:
             try:
                 await self.passage()
             except OverwinterError as error:
                 if self.asked == PLAIN:
                     raise error.again() from error.__cause__
-        if self.state is not State.LIVE:
+        if self.state is not LIVE:
             raise Retired
 
     # ------------------------------------------------------------ the object

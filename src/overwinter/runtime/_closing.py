@@ -13,7 +13,7 @@ from typing import Any
 from .._clock import Clock
 from ..errors import ClosedError, CloseError
 from ._home import all_done
-from ._lifecycle import State
+from ._lifecycle import THAWING
 from ._registry import Registry
 from ._server import AgentServer
 
@@ -93,7 +93,7 @@ def _give_up(registries: Sequence[Registry[Any]]) -> CloseError | None:
             server.ledger.abandon(why)
             server.turns.hold()
             server.turns.evict(why)
-            server.passed(why() if server.state is State.THAWING else None)
+            server.passed(why() if server.state is THAWING else None)
         registry.servers.clear()
         if registry.home.idle is not None:
             registry.home.idle.close()

@@ -31,18 +31,17 @@ class Gate:
     def enter(self, version: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Return what is done when *version* is durable. Whoever cancels it only stops waiting."""
         waiter: asyncio.Future[None] = loop.create_future()
-        self._add(version, waiter)
-        return waiter
-
-    def keep(self, version: int, effects: list[Effect]) -> None:
-        """Run *effects* when *version* is durable; drop them if it never will be."""
-        self._add(version, effects)
-
-    def _add(self, version: int, waiter: asyncio.Future[None] | list[Effect]) -> None:
         if self.waiters:
             self.waiters.append((version, waiter))
         else:
             self.waiters = [(version, waiter)]
+        return waiter
+
+    def keep(self, version: int, effects: list[Effect]) -> None:
+        """Run *effects* when *version* is durable; drop them if it never will be."""
+        if not isinstance(self.waiters, list):
+            self.waiters = []
+        self.waiters.append((version, effects))
 
     def release(self, durable: int) -> None:
         """Let go whatever waits for *durable* or less."""

@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from .._clock import Clock, Timer
 from ..agent._receipts import Receipt, Receipts, add_receipt
@@ -35,6 +35,11 @@ _NO_IDS: frozenset[Revision] = frozenset()
 """What all agents share that have none: an empty set of one's own takes 216 bytes."""
 
 MakeError = Callable[[], OverwinterError]
+
+Flight: TypeAlias = tuple[int, bytes, Receipts, Revision, int, Callable[[OverwinterError | None], object] | None]
+"""The put that is outstanding: its version, with body and receipts; its write id; its bytes; what follows, if that is
+not what follows a first try. A tuple, for there is one per put.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,7 @@ class Ledger:
 
     __slots__ = (
         "_attempted",
+        "_flight",
         "_held_back",
         "_host",
         "_keeper",
@@ -75,13 +81,7 @@ class Ledger:
         "_recovery",
         "_sequence",
         "_since",
-        "_sub",
-        "_sub_body",
-        "_sub_receipts",
-        "_sub_revision",
-        "_sub_size",
         "_terms",
-        "_then",
         "_timer",
         "_unknown_to",
         "cur",
@@ -108,13 +108,9 @@ class Ledger:
         self.gated = terms.gated
         self.cur = self.dur = 0
         self.cur_body = self.dur_body = b""
-        self._sub: int | None = None
-        self._sub_body = self._sub_revision = b""
-        self._sub_size = 0
-        self._then: Callable[[OverwinterError | None], object] | None = None  # what follows from the put's outcome
+        self._flight: Flight | None = None
         self.cur_receipts: Receipts = ()
         self.dur_receipts: Receipts = ()
-        self._sub_receipts: Receipts = ()
         self.revision: Revision | Expect = Expect.ABSENT
         self._sequence = 0
         self.store_key = "" if keeper.store is None else keeper.store_key(key)
@@ -157,7 +153,7 @@ class Ledger:
     @property
     def putting(self) -> bool:
         """A put is outstanding, or being retried or resolved."""
-        return self._sub is not None or self._recovery is not None
+        return self._flight is not None or self._recovery is not None
 
     @property
     def unknown(self) -> bool:
@@ -167,7 +163,7 @@ class Ledger:
     @property
     def undecided(self) -> bool:
         """Whether something above ``dur`` may be stored, or come to be."""
-        return self._unknown_to > 0 or self._sub is not None
+        return self._unknown_to > 0 or self._flight is not None
 
     # ------------------------------------------------------------ versions
 
@@ -182,7 +178,7 @@ class Ledger:
             return
         if self.dirty_since is None:
             self.dirty_since = self._terms.clock.time()
-        if self._sub is not None and self._since is None:
+        if self._flight is not None and self._since is None:
             self._since = self._terms.clock.time()
         if self.gated:
             self.flush()
@@ -200,14 +196,16 @@ class Ledger:
 
     def flush(self) -> None:
         """Put the current version unless it is durable, or a put is outstanding already."""
-        if self._sub is not None or self._recovery is not None or self.cur == self.dur:
+        if self._flight is not None or self._recovery is not None or self.cur == self.dur:
             return
         if self.lost or self.paused or self._held_back:
             return
-        if self._terms.budget.refuses(self._flush_now):
-            self._held_back = True
-        else:
+        budget = self._terms.budget
+        if budget.left > 0:
             self._submit()
+        else:
+            self._held_back = True
+            budget.wait(self._flush_now)
 
     def _flush_now(self) -> None:
         self._held_back = False
@@ -218,30 +216,31 @@ class Ledger:
 
         Without *then* it is a first try.
         """
-        keeper, budget = self._keeper, self._terms.budget
-        assert keeper.store is not None
-        self._then, self._since, self._sub_size = then, None, 0
-        self._sub, self._sub_body, self._sub_receipts = self.cur, self.cur_body, self.cur_receipts
-        self._sub_revision = revision = new_revision()
+        keeper, body, receipts, revision = self._keeper, self.cur_body, self.cur_receipts, new_revision()
+        store, size = keeper.store, 0
+        assert store is not None
+        self._since = None
         try:
-            data = keeper.record(
-                self.key, self.cur_body, self._sequence + 1, revision, self.extras, receipts=self.cur_receipts
-            )
-            self._sub_size = len(data)
-            budget.take(self._sub_size)
-            keeper.store.begin_put(self.store_key, data, revision=revision, expected=self.revision, done=self._done)
+            data = keeper.record(self.key, body, self._sequence + 1, revision, self.extras, receipts)
+            size = len(data)
+            self._terms.budget.left -= size
+            store.begin_put(self.store_key, data, revision=revision, expected=self.revision, done=self._done)
         except Exception as error:  # noqa: BLE001  # closed, forked, or a submit() of somebody's own
             asyncio.get_running_loop().call_soon(self._done, error)
+        self._flight = (self.cur, body, receipts, revision, size, then)
 
     def _done(self, raised: BaseException | None) -> None:
         """Book the outcome of a put; what follows from it is for whoever submitted it."""
-        self._terms.budget.give(self._sub_size)
+        assert self._flight is not None
+        version, body, receipts, revision, size, then = self._flight
+        self._flight = None
+        budget = self._terms.budget
+        budget.left += size
+        if budget.waiting:
+            budget.let_go()
         error = None if raised is None else _outcome(raised)
-        body, version, receipts = self._sub_body, self._sub, self._sub_receipts
-        self._sub, self._sub_body, self._sub_receipts = None, b"", ()
         if error is None:
-            assert version is not None
-            self.revision, self.dur, self.dur_body, self.dur_receipts = self._sub_revision, version, body, receipts
+            self.revision, self.dur, self.dur_body, self.dur_receipts = revision, version, body, receipts
             self._sequence += 1
             self.dirty_since = self._since
             if self.last_error is not None:  # there was trouble, and it is over
@@ -251,22 +250,20 @@ class Ledger:
         else:
             self.last_error = type(error)
             if isinstance(error, OutcomeUnknownError):
-                self._unknown_to = max(self._unknown_to, version or 0)
-                self._attempted |= {self._sub_revision}
+                self._unknown_to = max(self._unknown_to, version)
+                self._attempted |= {revision}
         if self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
-        then, self._then = self._then, None
-        if then is None:
-            self._first_try_done(error)
-        else:
+        if then is not None:
             then(error)
+        elif not self.lost:
+            if error is None:
+                self._after_success()
+            else:
+                self._first_try_failed(error)
 
-    def _first_try_done(self, error: OverwinterError | None) -> None:
-        if self.lost:
-            return
-        if error is None:
-            self._after_success()
-        elif isinstance(error, RevisionConflictError):
+    def _first_try_failed(self, error: OverwinterError) -> None:
+        if isinstance(error, RevisionConflictError):
             self._superseded()
         else:
             if self.gated:
@@ -277,10 +274,11 @@ class Ledger:
     def _after_success(self) -> None:
         if self.gate.waiters:
             self.gate.release(self.dur)
-        if self.cur > self.dur and (self.gated or self.gate.waiters):
-            self.flush()
-        else:
-            self._put_later()
+        if self.cur != self.dur:
+            if self.gated or self.gate.waiters:
+                self.flush()
+            else:
+                self._put_later()
         self._host.stored()
 
     # ------------------------------------------------------------ the gate
@@ -442,7 +440,7 @@ class Ledger:
         self.paused = True
         if self._recovery is not None:
             self._recovery.cancel()
-        if self._sub is None:
+        if self._flight is None:
             return None
         if self._quiet is None:
             self._quiet = asyncio.get_running_loop().create_future()
@@ -457,7 +455,7 @@ class Ledger:
     def abandon(self, error: MakeError) -> None:
         """Fail whoever still waits, truthfully: the agent was deleted, or the manager is closing."""
         self.lost = True
-        tried = max(self._unknown_to, self._sub or 0)
+        tried = max(self._unknown_to, 0 if self._flight is None else self._flight[0])
         if self._timer is not None:
             self._timer.cancel()
         self.gate.fail(lambda tag: _unknown(self._who) if tag <= tried else error())

@@ -31,7 +31,7 @@ from ._gate import Effect
 from ._home import ABORT_GRACE, Home, Retired, all_done
 from ._idle import IdleMember
 from ._ledger import Ledger, MakeError
-from ._lifecycle import Event, State, after
+from ._lifecycle import CLAIMED, COLD, LIVE, after
 from ._turn import TURN, Turn, Wait, current_turn, waits_for_itself
 from ._turnstile import Turnstile
 
@@ -68,7 +68,7 @@ class Performer(IdleMember, Generic[A]):
     def __init__(self, home: Home[A], key: str) -> None:
         super().__init__()
         self.home, self.key = home, key
-        self.state = after(State.COLD, Event.CLAIMED)
+        self.state = after(COLD, CLAIMED)
         self.turns = Turnstile()
         self.ledger = Ledger(self, home.keeper, home.terms, key)
         self._writer: Turn | None = None
@@ -117,11 +117,11 @@ class Performer(IdleMember, Generic[A]):
             Retired: this life ended before the call began, and there is no *elsewhere*.
         """
         # The coroutine may be awaited long after it was made, and inside a turn although it was made outside.
-        if elsewhere is not None and (self.state is not State.LIVE or method.interleave or current_turn() is not None):
+        if elsewhere is not None and (self.state is not LIVE or method.interleave or current_turn() is not None):
             return await elsewhere(self.key, method, args, kwargs, call_id)
         if method.interleave:
             return await self._run_interleaved(method, args, kwargs, send)
-        readonly, turns, ledger = method.readonly, self.turns, self.ledger
+        readonly, home, turns, ledger = method.readonly, self.home, self.turns, self.ledger
         if self._refusal is not None or ledger.gate.waiters or turns.waiting:
             self._check_bounds(method)
         turn: Turn | None = None
@@ -132,9 +132,9 @@ class Performer(IdleMember, Generic[A]):
             if not turns.try_enter(readonly):
                 await self._queue(method)
             try:
-                if ledger.lost or self.state is not State.LIVE:
+                if ledger.lost or self.state is not LIVE:
                     raise Retired
-                if self._broken or ledger.down or self.home.shared:
+                if self._broken or ledger.down or home.shared:
                     await self._admit(readonly)
                 turn = self._begin(readonly, None if wait is None else current_turn())
                 if readonly:
@@ -142,7 +142,7 @@ class Performer(IdleMember, Generic[A]):
                 else:
                     self._writer = turn
                 token = TURN.set(turn)
-                timer = None if self.home.turn_timeout is None else self._time(turn, method)
+                timer = None if home.turn_timeout is None else self._time(turn, method)
                 if wait is not None:
                     wait.on = turn
                 try:
@@ -163,7 +163,7 @@ class Performer(IdleMember, Generic[A]):
                         wait.on = None  # what is left is the disk's business
             finally:
                 turns.leave(readonly)
-                if self.home.idle is not None:
+                if home.idle is not None:
                     self.watch()
         except Retired:
             if elsewhere is None:
@@ -172,7 +172,7 @@ class Performer(IdleMember, Generic[A]):
             assert elsewhere is not None
             await asyncio.sleep(0)  # those who waited longer come first
             return await elsewhere(self.key, method, args, kwargs, call_id)
-        if version > ledger.dur and ledger.gated and _waits(turn, failure):
+        if version > ledger.dur and ledger.gated and (failure is None or _waits(turn, failure)):
             try:
                 admission = ledger.admission(version, turn.task.get_loop())
                 turn = timer = None  # the fewer objects wait, the less the garbage collector has to look at
@@ -303,7 +303,7 @@ class Performer(IdleMember, Generic[A]):
             # While a put is outstanding its condition is the check; else the store must be asked, or a
             # write of another process would go unseen until our next one.
             head = await self._head()
-            if self.state is not State.LIVE:
+            if self.state is not LIVE:
                 raise Retired
             if (Expect.ABSENT if head is None else head) != ledger.revision and ledger.clean:
                 self.lose(None)
@@ -450,16 +450,17 @@ class Performer(IdleMember, Generic[A]):
 
     def is_idle(self) -> bool:
         """Nobody runs, waits or holds."""
-        if self.state is not State.LIVE or self._writer is not None or self._beside:
+        if self.state is not LIVE or self._writer is not None or self._beside:
             return False
         return self.turns.free and self.key not in self.home.held
 
     def watch(self) -> None:
         """Begin to wait for its idle timeout, if it is idle."""
-        if self.home.idle is not None and self.is_idle():
-            self.home.idle.touch(self)
-            if self.home.room is not None and self.home.room.wanted:
-                self.home.room.make()
+        home = self.home
+        if home.idle is not None and self.is_idle():
+            home.idle.touch(self)
+            if home.room is not None and home.room.wanted:
+                home.room.make()
 
     async def abort(self, error: MakeError) -> bool:
         """Tell all running turns to end with *error*; return whether they did in time."""
@@ -494,7 +495,8 @@ class Performer(IdleMember, Generic[A]):
         return self.home.spawn(coroutine)
 
     def stored(self) -> None:
-        self.watch()
+        if self.home.idle is not None:
+            self.watch()
 
     async def roll_back_to(self, body: bytes, error: MakeError) -> bool:
         """End what runs and restore *body*; ``False`` if what runs does not end, which ends this life."""
@@ -509,6 +511,6 @@ class Performer(IdleMember, Generic[A]):
         return f"{self.home.kind.name} {self.key!r}"
 
 
-def _waits(turn: Turn, failure: BaseException | None) -> bool:
-    """Whether the outcome is held back at the gate; else it says so itself, or the caller is gone."""
-    return not turn.doomed and (failure is None or isinstance(failure, Exception))
+def _waits(turn: Turn, failure: BaseException) -> bool:
+    """Whether a failure is held back at the gate; else it says so itself, or the caller is gone."""
+    return not turn.doomed and isinstance(failure, Exception)

@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..stores.base import Expect
 from ._home import Home, Retired
-from ._lifecycle import State
+from ._lifecycle import FREEZING, LIVE, THAWING
 from ._performer import Send
 from ._server import AgentServer
 from ._stream import Stream
@@ -69,7 +69,7 @@ class Registry(Generic[A]):
         try:
             while True:
                 server = self.servers.get(key)
-                if server is None or server.state is State.FREEZING:
+                if server is None or server.state is FREEZING:
                     server = self._begin(key, None, "create")
                 if wait is not None:
                     wait.on = server
@@ -152,10 +152,10 @@ class Registry(Generic[A]):
             check_key(key, self.home.kind.name)  # all else about it is checked when its life begins
         while True:
             server = self.servers.get(key)
-            mine = server is None or server.state is State.FREEZING
+            mine = server is None or server.state is FREEZING
             if server is None or mine:
                 server = self._begin(key, initial, missing)
-            if server.state is not State.LIVE:
+            if server.state is not LIVE:
                 with self._waiting_for(server):
                     try:
                         await server.passage()
@@ -220,7 +220,7 @@ class Registry(Generic[A]):
         """Store and end the life of *key*, if there is one."""
         while (server := self.servers.get(key)) is not None:
             with self._waiting_for(server):
-                if server.state is State.LIVE:
+                if server.state is LIVE:
                     try:
                         await server.stop()
                     except (Retired, AgentDeletedError):
@@ -231,7 +231,7 @@ class Registry(Generic[A]):
     async def save(self, key: str) -> None:
         """Store what *key* is now, if it lives."""
         server = self.servers.get(key)
-        if server is not None and server.state is State.LIVE:
+        if server is not None and server.state is LIVE:
             await server.ledger.persist(create=True)
 
     async def delete(self, key: str) -> None:
@@ -242,7 +242,7 @@ class Registry(Generic[A]):
                 await asyncio.shield(self._deleting[key])
                 continue
             with self._waiting_for(server):
-                if server.state is not State.LIVE:
+                if server.state is not LIVE:
                     await _settled(server)
                     continue
                 try:
@@ -275,7 +275,7 @@ class Registry(Generic[A]):
 
 async def _settled(server: AgentServer[Any]) -> None:
     """Wait until a life that comes or goes has come or gone."""
-    if server.state in (State.THAWING, State.FREEZING):
+    if server.state in (THAWING, FREEZING):
         await asyncio.wait([server.passage()])
 
 

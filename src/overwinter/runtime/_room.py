@@ -101,20 +101,15 @@ class PutBudget:
     """Bytes on their way to the store. Over the bound, a put waits for another one's outcome."""
 
     def __init__(self, most: int = MAX_BYTES_IN_FLIGHT) -> None:
-        self._left = most
-        self._waiting: deque[Callable[[], object]] = deque()
+        self.left = most
+        """Bytes that may still be taken. Each put takes its own and gives them back; the last one may take too many."""
+        self.waiting: deque[Callable[[], object]] = deque()
 
-    def refuses(self, again: Callable[[], object]) -> bool:
-        """Whether the put must wait; then *again* is called when it may be tried."""
-        if self._left > 0:
-            return False
-        self._waiting.append(again)
-        return True
+    def wait(self, again: Callable[[], object]) -> None:
+        """Have *again* called when it may be tried."""
+        self.waiting.append(again)
 
-    def take(self, size: int) -> None:
-        self._left -= size
-
-    def give(self, size: int) -> None:
-        self._left += size
-        while self._waiting and self._left > 0:
-            self._waiting.popleft()()
+    def let_go(self) -> None:
+        """Call those who wait, as long as there is something left."""
+        while self.waiting and self.left > 0:
+            self.waiting.popleft()()

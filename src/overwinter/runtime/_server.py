@@ -25,7 +25,7 @@ from ..stores.base import Expect
 from ._arriving import Arriving
 from ._gate import Effect
 from ._home import ABORT_GRACE, Retired, all_done
-from ._lifecycle import Event, State, after
+from ._lifecycle import FREEZING, KEPT, LEAVING, LEFT, LIVE, LOST, after
 
 __all__ = ["AgentServer"]
 
@@ -53,7 +53,7 @@ class AgentServer(Arriving[A]):
                 await self._leave()
         except OverwinterError as error:
             self.last_error = type(error)
-            if self.state is State.LIVE:
+            if self.state is LIVE:
                 self.watch()
                 self.home.report(self.key, error, "hibernation failed; the agent stays live and dirty")
 
@@ -80,7 +80,7 @@ class AgentServer(Arriving[A]):
 
     def leave_if_clean(self) -> bool:
         """Leave here and now, in no task, if nothing has to be waited for, stored or called; return whether it did."""
-        if self.state is not State.LIVE or self.running or self.home.kind.stops or self.ledger.cur > self.ledger.dur:
+        if self.state is not LIVE or self.running or self.home.kind.stops or self.ledger.cur > self.ledger.dur:
             return False
         if not self.turns.try_enter(False):
             return False
@@ -98,19 +98,19 @@ class AgentServer(Arriving[A]):
         """``_leave``, where that needs no waiting; return whether it did."""
         if self.running or self.home.kind.stops:
             return False
-        self.state = after(self.state, Event.LEAVING)
+        self.state = after(self.state, LEAVING)
         self._left()
         return True
 
     def _left(self) -> None:
-        self.state = after(self.state, Event.LEFT)
+        self.state = after(self.state, LEFT)
         self.home.hibernated += 1
         self._end()
 
     def _put_aside_strays(self) -> None:
         """In a turn of ours: keep what was changed outside a turn, and say so; what can't be kept is undone."""
         before = self.ledger.cur
-        if self._broken or self.state is not State.LIVE:
+        if self._broken or self.state is not LIVE:
             return
         agent, ledger = self.agent, self.ledger
         if agent.__dict__.keys() <= self._settable and self.home.kind.schema.unchanged(
@@ -128,7 +128,7 @@ class AgentServer(Arriving[A]):
 
     async def _leave(self) -> None:
         """End a life that is stored, and whose turn is ours."""
-        self.state = after(self.state, Event.LEAVING)
+        self.state = after(self.state, LEAVING)
         self.turns.evict(Retired)
         if not await self.emptied():  # interleaved calls, which hold no turn
             for turn in self.running:
@@ -155,7 +155,7 @@ class AgentServer(Arriving[A]):
         except OverwinterError as error:
             self._broken = True
             self.home.report(self.key, error, "it could not come back to life; the next call tries again")
-        self.state = after(self.state, Event.KEPT)
+        self.state = after(self.state, KEPT)
         self.passed()  # who waits for the end looks again
         self.turns.leave(False)
         self.watch()
@@ -191,9 +191,9 @@ class AgentServer(Arriving[A]):
     def lose(self, error: OverwinterError | None) -> None:
         """Drop this copy: somebody else owns the agent. Calls that have not begun go to the next life."""
         self.ledger.lost = True
-        if self.state not in (State.LIVE, State.FREEZING):
+        if self.state not in (LIVE, FREEZING):
             return
-        was, self.state = self.state, after(self.state, Event.LOST)
+        was, self.state = self.state, after(self.state, LOST)
         if error is not None:
             self.last_error = type(error)
             self.home.superseded += 1
@@ -205,7 +205,7 @@ class AgentServer(Arriving[A]):
         self.turns.evict(Retired)
         for turn in self.running:
             turn.abort(self.ledger.superseded())
-        if was is State.LIVE:
+        if was is LIVE:
             self.home.spawn(self._bury())
 
     async def _bury(self) -> None:
@@ -213,7 +213,7 @@ class AgentServer(Arriving[A]):
             late = TimeoutError(f"a call did not end within {ABORT_GRACE:g} s")
             self.home.report(self.key, late, "a superseded call was left behind")
         await self._on_stop()
-        self.state = after(self.state, Event.LEFT)
+        self.state = after(self.state, LEFT)
         self._end()
 
     async def delete(self) -> None:
@@ -241,13 +241,13 @@ class AgentServer(Arriving[A]):
             self.turns.leave(False)
             self.watch()
             raise
-        if self.state is not State.LIVE:  # somebody else's write came first, and its burial is under way
+        if self.state is not LIVE:  # somebody else's write came first, and its burial is under way
             self.turns.leave(False)
             raise Retired
-        self.state = after(self.state, Event.LOST)
+        self.state = after(self.state, LOST)
         deleted = partial(AgentDeletedError, f"{self._who} was deleted before this call was done")
         ledger.abandon(deleted)
         self.turns.evict(deleted)
         await self._on_stop()
-        self.state = after(self.state, Event.LEFT)
+        self.state = after(self.state, LEFT)
         self._end()

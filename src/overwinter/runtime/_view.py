@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import StoreError
-from ._lifecycle import State
+from ._lifecycle import COLD, LIVE, THAWING
 from ._registry import Registry
 from ._server import AgentServer
 
@@ -68,7 +68,7 @@ def stats(registry: Registry[Any]) -> Stats:
     return Stats(
         live=len(servers),
         attached=len(home.held),
-        thawing=sum(server.state is State.THAWING for server in servers),
+        thawing=sum(server.state is THAWING for server in servers),
         dirty=sum(not server.ledger.clean for server in servers),
         dirty_since=min(since, default=None),
         loss_window=max(0.0, home.terms.clock.time() - min(since)) if since else 0.0,
@@ -88,7 +88,7 @@ def inspect(registry: Registry[Any], key: str) -> Inspection:
     error: type[BaseException] | None = home.failures.last(key)
     if server is None:
         told = None if error is None else error.__name__
-        return Inspection(key, State.COLD.value, 0, 0, len(holders), holders, None, told, None)
+        return Inspection(key, COLD.value, 0, 0, len(holders), holders, None, told, None)
     error = server.last_error or server.ledger.last_error or error
     return Inspection(
         key=key,
@@ -99,7 +99,7 @@ def inspect(registry: Registry[Any], key: str) -> Inspection:
         holders=holders,
         dirty_since=server.ledger.dirty_since,
         last_error=None if error is None else error.__name__,
-        why_live=_why_live(server, len(holders)) if server.state is State.LIVE else None,
+        why_live=_why_live(server, len(holders)) if server.state is LIVE else None,
     )
 
 

@@ -219,14 +219,16 @@ _statements: dict[tuple[str, int], str] = {}
 
 def _apply(connection: apsw.Connection, jobs: list[Job]) -> list[Exception | None]:
     """Apply each job whose condition holds; for each job ``None`` or the conflict."""
-    creations = [job for job in jobs if job.verb == "put" and job.expected is Expect.ABSENT]
-    changes = [job for job in jobs if job.verb == "put" and job.expected is not Expect.ABSENT]
+    absent = Expect.ABSENT
+    creations = [job for job in jobs if job.expected is absent and job.verb == "put"]
+    changes = [job for job in jobs if job.expected is not absent and job.verb == "put"]
     losers: set[Job] = set()
     for sql, puts in ((_CREATE, creations), (_REPLACE, changes)):
         if puts and _put_all(connection, sql, puts) != len(puts):
             losers.update(job for job in puts if _revision(connection, job.key) != job.revision)
-    losers.update(job for job in jobs if job.verb == "delete" and not _delete(connection, job))
-    return [conflict(job) if job in losers else None for job in jobs]
+    if len(creations) + len(changes) < len(jobs):
+        losers.update(job for job in jobs if job.verb == "delete" and not _delete(connection, job))
+    return [conflict(job) if job in losers else None for job in jobs] if losers else [None] * len(jobs)
 
 
 def _put_all(connection: apsw.Connection, sql: str, puts: list[Job]) -> int:
@@ -259,7 +261,4 @@ def _delete(connection: apsw.Connection, job: Job) -> bool:
 
 def _report(jobs: list[Job], verdicts: Sequence[Exception | None]) -> None:
     for job, verdict in zip(jobs, verdicts, strict=True):
-        if verdict is None:
-            job.answer()
-        else:
-            job.refuse(verdict)
+        job.error, job.answered = verdict, True

@@ -18,7 +18,6 @@ from ._file_layer import Files
 from ._file_listing import Part
 from ._file_reader import FileReader
 from ._file_writer import FileWriter
-from ._jobs import Desk, Job
 from ._local import LocalStore
 from .base import Durability, Expect, Revision
 
@@ -121,10 +120,6 @@ class FileStore(LocalStore):
             return await super().count(prefix)
         numbers: list[int] = [await self._ask("count", folder) for folder in SHARDS]
         return sum(numbers)
-
-    def _desk(self, job: Job) -> Desk:
-        reader, writer = self._desks
-        return reader if job.reads else writer
 
     def _prefix(self) -> str:
         return f"{self.path}/"

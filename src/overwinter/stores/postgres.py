@@ -10,7 +10,6 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ClosedError, InvalidKeyError, StateTooLargeError, StoreError, StoreUnavailableError, UsageError
@@ -29,13 +28,6 @@ _LARGEST = 256 * 1024 * 1024  # a message of the protocol has at most 1 GB, and 
 _TOMBSTONE_LIFE = 3600.0
 _PURGE_EVERY = 60.0
 _END = 1000 * b"\xff"  # sorts after every key, since no UTF-8 begins with it
-
-
-@dataclass(slots=True, eq=False)
-class _Errand(Job):
-    """A request that is not about one key: a page of a listing, a count, a purge."""
-
-    run: Callable[[Link], Awaitable[Any]] | None = None
 
 
 class PostgresStore(Store):
@@ -251,15 +243,14 @@ class PostgresStore(Store):
         rows: list[Row] = await self._send(2, self._new_errand(run))
         return rows
 
-    def _new_errand(self, run: Callable[[Link], Awaitable[Any]]) -> _Errand:
-        return _Errand("get", "(listing)", self._future("(listing)"), run=run)
+    def _new_errand(self, run: Callable[[Link], Awaitable[Any]]) -> Job:
+        """A request that is not about one key: a page of a listing, a count, a purge."""
+        return Job("get", "(listing)", self._future("(listing)"), scope=run)
 
     async def _run_errands(self, link: Link, batch: list[Job]) -> None:
         for job in batch:
-            assert isinstance(job, _Errand)
-            assert job.run is not None
             try:
-                job.answer(await self._twice(link, job.run))
+                job.answer(await self._twice(link, job.scope))
             except StoreError as error:
                 job.refuse(error)
             except Exception as error:  # noqa: BLE001  # whatever the driver raised, its caller gets a verdict

@@ -10,7 +10,6 @@ import os
 from collections.abc import AsyncIterator
 
 from ..errors import CorruptRecordError
-from ._jobs import Desk, Job
 from ._lane import Lane
 from ._local import LocalStore
 from ._sqlite_listing import PAGE
@@ -87,10 +86,6 @@ class SQLiteStore(LocalStore):
         """Return how many keys begin with *prefix*, all as of one moment."""
         number: int = await self._ask("count", prefix)
         return number
-
-    def _desk(self, job: Job) -> Desk:
-        reader, writer = self._desks
-        return reader if job.reads else writer
 
     def _prefix(self) -> str:
         return f"{self.path}-"
