@@ -138,7 +138,7 @@ class InstanceManager(Generic[A]):
         keeper = Keeper(self._kind, store, key_fn=key_fn, max_state=max_state, now=clock.time)
         gated = store is not None and durability == "call"
         interval = durability.seconds if isinstance(durability, Interval) else None
-        terms = Terms(gated=gated, interval=interval, patience=store_patience, clock=clock, budget=PutBudget())
+        terms = Terms(keeper, gated, interval, store_patience, clock, PutBudget())
         self._home: Home[A] = Home(self._kind, keeper, terms, context, shared, self._report, self._remove)
         if idle_timeout is not None:
             self._home.idle = IdleTracker(clock, seconds("idle_timeout", idle_timeout), self._expire)

@@ -85,8 +85,7 @@ class Arriving(Performer[A]):
         if home.keeper.store is None:
             home.ground.run(self._come, None, initial, missing)
         else:
-            answer = home.ground.run(self._fetch)
-            answer.add_done_callback(partial(self._fetched, initial, missing), context=home.ground)
+            self._fetch(initial, missing)
 
     def _find_place(self) -> bool:
         """Take a place for one more agent, if there is a bound and one is free."""
@@ -125,27 +124,37 @@ class Arriving(Performer[A]):
         else:
             self._started()
 
-    def _fetch(self) -> asyncio.Future[Stored | None]:
-        store = self.home.keeper.store
+    def _fetch(self, initial: Mapping[str, Any] | A | None, missing: str) -> None:
+        store, ground = self.home.keeper.store, self.home.ground
         assert store is not None
+        assert ground is not None
+        plain = initial is None and missing == "create"
+        done = self._fetched if plain else partial(self._fetched, initial=initial, missing=missing)
         try:
-            answer = store.fetch(self.ledger.store_key)
+            answer = ground.run(store.begin_get, self.ledger.store_key, done)
         except Exception as error:  # noqa: BLE001  # closed, forked, or a fetch() of somebody's own
-            answer = asyncio.get_running_loop().create_future()
-            answer.set_exception(error)
-        if isinstance(answer, asyncio.Task):
-            self.home.keep(answer)
-        return answer
+            asyncio.get_running_loop().call_soon(done, None, error)
+        else:
+            if isinstance(answer, asyncio.Task):
+                self.home.keep(answer)
 
     def _fetched(
-        self, initial: Mapping[str, Any] | A | None, missing: str, answer: asyncio.Future[Stored | None]
+        self,
+        stored: Stored | None,
+        error: BaseException | None,
+        initial: Mapping[str, Any] | A | None = None,
+        missing: str = "create",
     ) -> None:
-        if self.home.closed:
-            if not answer.cancelled():
-                answer.exception()  # seen: whoever waited was told that all is closed
-            return
+        ground = self.home.ground
+        assert ground is not None
+        if error is not None:
+            if not self.home.closed:  # else whoever waited was told that
+                self._failed_to_start(self._unreadable(error) if isinstance(error, Exception) else error)
+        elif not self.home.closed:
+            ground.run(self._read, stored, initial, missing)
+
+    def _read(self, stored: Stored | None, initial: Mapping[str, Any] | A | None, missing: str) -> None:
         try:
-            stored = answer.result()
             loaded = None if stored is None else self.home.keeper.read(self.key, self.ledger.store_key, stored)
         except BaseException as error:  # noqa: BLE001  # it goes to everybody who waits
             self._failed_to_start(self._unreadable(error) if isinstance(error, Exception) else error)

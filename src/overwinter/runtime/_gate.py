@@ -25,9 +25,6 @@ class Gate:
         # A list, and only while somebody waits: an idle agent needs none.
         self.waiters: list[tuple[int, asyncio.Future[None] | list[Effect]]] | tuple[()] = ()
 
-    def __len__(self) -> int:
-        return len(self.waiters)
-
     def enter(self, version: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Return what is done when *version* is durable. Whoever cancels it only stops waiting."""
         waiter: asyncio.Future[None] = loop.create_future()

@@ -31,8 +31,7 @@ __all__ = ["Ledger", "LedgerHost", "Terms"]
 FIRST_DELAY, LONGEST_DELAY = 0.02, 2.0  # seconds between tries; doubled each time, with jitter
 
 _NO_EXTRAS: Mapping[str, Any] = {}
-_NO_IDS: frozenset[Revision] = frozenset()
-"""What all agents share that have none: an empty set of one's own takes 216 bytes."""
+"""What all agents share that have none."""
 
 MakeError = Callable[[], OverwinterError]
 
@@ -44,8 +43,9 @@ not what follows a first try. A tuple, for there is one per put.
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On what terms versions are kept."""
+    """On what terms versions are kept, and by whom."""
 
+    keeper: Keeper[Any]
     gated: bool
     """Whether each version is put at once and waited for (``durability="call"``)."""
     interval: float | None
@@ -59,6 +59,8 @@ class Terms:
 class LedgerHost(Protocol):
     """What the ledger asks of the agent's server."""
 
+    @property
+    def key(self) -> str: ...
     def hold(self) -> None: ...
     def unhold(self) -> None: ...
     async def roll_back_to(self, body: bytes, error: MakeError) -> bool: ...
@@ -68,44 +70,52 @@ class LedgerHost(Protocol):
     def stored(self) -> None: ...
 
 
-class Ledger:
-    """One agent's versions. All methods but the awaited ones are immediate."""
+class _Trouble:
+    """What is known of a store that failed, until it works again."""
+
+    __slots__ = ("attempted", "down", "error", "unknown_to")
+
+    def __init__(self) -> None:
+        self.error: type[BaseException] | None = None
+        self.attempted: frozenset[Revision] = frozenset()
+        """The write ids of ours that may be stored, or come to be."""
+        self.unknown_to = 0
+        """The last version of which nobody knows whether it is stored."""
+        self.down = False
+
+
+class Ledger(Gate):
+    """One agent's versions, and the gate that they open. All methods but the awaited ones are immediate."""
 
     __slots__ = (
-        "_attempted",
         "_flight",
         "_held_back",
         "_host",
-        "_keeper",
         "_quiet",
         "_recovery",
         "_sequence",
         "_since",
         "_terms",
         "_timer",
-        "_unknown_to",
+        "_trouble",
         "cur",
         "cur_body",
         "cur_receipts",
         "dirty_since",
-        "down",
         "dur",
         "dur_body",
         "dur_receipts",
         "extras",
-        "gate",
         "gated",
-        "key",
-        "last_error",
         "lost",
         "paused",
         "revision",
         "store_key",
     )
 
-    def __init__(self, host: LedgerHost, keeper: Keeper[Any], terms: Terms, key: str) -> None:
-        self._host, self._keeper, self._terms, self.key = host, keeper, terms, key
-        self.gated = terms.gated
+    def __init__(self, host: LedgerHost, terms: Terms) -> None:
+        super().__init__()
+        self._host, self._terms, self.gated = host, terms, terms.gated
         self.cur = self.dur = 0
         self.cur_body = self.dur_body = b""
         self._flight: Flight | None = None
@@ -113,19 +123,14 @@ class Ledger:
         self.dur_receipts: Receipts = ()
         self.revision: Revision | Expect = Expect.ABSENT
         self._sequence = 0
-        self.store_key = "" if keeper.store is None else keeper.store_key(key)
+        self.store_key = "" if terms.keeper.store is None else terms.keeper.store_key(host.key)
         self.extras: Mapping[str, Any] = _NO_EXTRAS
-        self._attempted = _NO_IDS  # the write ids of ours that may be stored, or come to be
-        self._unknown_to = 0
-        self.gate = Gate()
+        self._trouble: _Trouble | None = None
         self._quiet: asyncio.Future[None] | None = None  # for who waits for the put's outcome, and no more
         self._timer: Timer | None = None
         self._recovery: asyncio.Task[Any] | None = None
         self.dirty_since: float | None = None
         self._since: float | None = None  # when the first change after the version that is being put was made
-        self.last_error: type[BaseException] | None = None
-        self.down = False
-        """The store refused for longer than our patience: a write is tried once and fails fast."""
         self.lost = False
         self._held_back = False  # waits until there are fewer bytes on their way
         self.paused = False
@@ -144,7 +149,7 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """How many wait for a version to be durable."""
-        return len(self.gate)
+        return len(self.waiters)
 
     @property
     def clean(self) -> bool:
@@ -161,6 +166,20 @@ class Ledger:
         return self._unknown_to > 0
 
     @property
+    def _unknown_to(self) -> int:
+        return 0 if self._trouble is None else self._trouble.unknown_to
+
+    @property
+    def down(self) -> bool:
+        """The store refused for longer than our patience: a write is tried once and fails fast."""
+        return self._trouble is not None and self._trouble.down
+
+    @property
+    def last_error(self) -> type[BaseException] | None:
+        """What the store failed with last, until it works again."""
+        return None if self._trouble is None else self._trouble.error
+
+    @property
     def undecided(self) -> bool:
         """Whether something above ``dur`` may be stored, or come to be."""
         return self._unknown_to > 0 or self._flight is not None
@@ -173,7 +192,7 @@ class Ledger:
         self.cur_body = body
         if receipt is not None:
             self.cur_receipts = add_receipt(self.cur_receipts, receipt)
-        if self._keeper.store is None:
+        if self._terms.keeper.store is None:
             self.dur, self.dur_body, self.dur_receipts = self.cur, body, self.cur_receipts
             return
         if self.dirty_since is None:
@@ -216,12 +235,12 @@ class Ledger:
 
         Without *then* it is a first try.
         """
-        keeper, body, receipts, revision = self._keeper, self.cur_body, self.cur_receipts, new_revision()
+        keeper, body, receipts, revision = self._terms.keeper, self.cur_body, self.cur_receipts, new_revision()
         store, size = keeper.store, 0
         assert store is not None
         self._since = None
         try:
-            data = keeper.record(self.key, body, self._sequence + 1, revision, self.extras, receipts)
+            data = keeper.record(self._host.key, body, self._sequence + 1, revision, self.extras, receipts)
             size = len(data)
             self._terms.budget.left -= size
             store.begin_put(self.store_key, data, revision=revision, expected=self.revision, done=self._done)
@@ -243,15 +262,16 @@ class Ledger:
             self.revision, self.dur, self.dur_body, self.dur_receipts = revision, version, body, receipts
             self._sequence += 1
             self.dirty_since = self._since
-            if self.last_error is not None:  # there was trouble, and it is over
-                self._attempted, self._unknown_to = _NO_IDS, 0
-                self.last_error, self.down = None, False
+            if self._trouble is not None:  # it is over
+                self._trouble = None
                 self._host.refuse(None)
         else:
-            self.last_error = type(error)
+            if self._trouble is None:
+                self._trouble = _Trouble()
+            self._trouble.error = type(error)
             if isinstance(error, OutcomeUnknownError):
-                self._unknown_to = max(self._unknown_to, version)
-                self._attempted |= {revision}
+                self._trouble.unknown_to = max(self._trouble.unknown_to, version)
+                self._trouble.attempted |= {revision}
         if self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
         if then is not None:
@@ -272,10 +292,10 @@ class Ledger:
             self._recovery.add_done_callback(self._recovery_ended)
 
     def _after_success(self) -> None:
-        if self.gate.waiters:
-            self.gate.release(self.dur)
+        if self.waiters:
+            self.release(self.dur)
         if self.cur != self.dur:
-            if self.gated or self.gate.waiters:
+            if self.gated or self.waiters:
                 self.flush()
             else:
                 self._put_later()
@@ -295,7 +315,7 @@ class Ledger:
         """What ``wait`` waits for."""
         if self.lost:
             raise self.superseded()
-        return self.gate.enter(tag, loop)
+        return self.enter(tag, loop)
 
     def when_durable(self, tag: int, effects: list[Effect]) -> None:
         """Run *effects* once version *tag* is durable; drop them if it never will be."""
@@ -303,14 +323,14 @@ class Ledger:
             for effect in effects:
                 effect()
         else:
-            self.gate.keep(tag, effects)
+            self.keep(tag, effects)
 
     async def persist(self, *, create: bool = False) -> None:
         """Make the present version durable, under any durability; return when it is.
 
         With *create*, a fresh agent that nothing changed yet is stored too.
         """
-        if self._keeper.store is None:
+        if self._terms.keeper.store is None:
             return
         if create and self.revision is Expect.ABSENT and self.clean:
             self.cur += 1
@@ -363,22 +383,23 @@ class Ledger:
         if error is not None:
             self._recovery = None
             self._host.lose(self.superseded())
-            self.gate.fail(lambda _: _unknown(self._who))
+            self.fail(lambda _: _unknown(self._who))
             raise error
 
     async def _adopt(self) -> bool:
         """After a conflict: whether what is stored is an earlier try of ours, to be written on top of."""
-        if not self._attempted or self._keeper.store is None:
+        trouble, store = self._trouble, self._terms.keeper.store
+        if trouble is None or not trouble.attempted or store is None:
             return False
         try:
-            head = await self._keeper.store.in_time(self._keeper.store.head(self.store_key))
+            head = await store.in_time(store.head(self.store_key))
         except Exception:  # noqa: BLE001  # a store's own errors tell as little, and must not end the recovery
             return True  # can't tell yet: the next try will conflict again, and ask again
-        if head is None or head not in self._attempted:
+        if head is None or head not in trouble.attempted:
             return False
         self.revision = head
         self._sequence += 1
-        self._attempted -= {head}
+        trouble.attempted -= {head}
         return True
 
     async def _give_up(self, error: OverwinterError) -> None:
@@ -391,12 +412,14 @@ class Ledger:
 
         if not await self._host.roll_back_to(self.dur_body, why):
             self._recovery = None
-            self.gate.fail(lambda _: why())
+            self.fail(lambda _: why())
             return
-        self.cur, self.cur_body, self.cur_receipts, self.down = self.dur, self.dur_body, self.dur_receipts, True
+        self.cur, self.cur_body, self.cur_receipts = self.dur, self.dur_body, self.dur_receipts
+        assert self._trouble is not None
+        self._trouble.down = True
         self.dirty_since = None
         self._recovery = None
-        self.gate.fail(lambda _: why())
+        self.fail(lambda _: why())
         self._host.refuse(None)
         self._host.unhold()
         self._host.stored()
@@ -404,14 +427,14 @@ class Ledger:
     def _tell(self, error: OverwinterError) -> None:
         """Patience is over and we go on trying: callers learn what is true now."""
         if self.unknown:
-            self.gate.fail(lambda _: _unknown(self._who))
+            self.fail(lambda _: _unknown(self._who))
             self._host.refuse(
                 lambda: _again(
                     error, f"{self._who}: its last write has an unknown outcome; not called. Try again later"
                 )
             )
         else:
-            self.gate.fail(
+            self.fail(
                 lambda _: _again(
                     error,
                     f"{self._who}: the store is unavailable; the agent stays live and is stored as soon as it can be",
@@ -423,8 +446,7 @@ class Ledger:
             return _unknown(self._who) if tag <= self._unknown_to else self.superseded()
 
         self.lost = True
-        self._attempted = _NO_IDS
-        self.gate.fail(why)
+        self.fail(why)
         self._host.lose(self.superseded())
 
     def superseded(self) -> SupersededError:
@@ -449,7 +471,7 @@ class Ledger:
     def resume(self) -> None:
         """Put again what was held back."""
         self.paused = False
-        if self.gated or len(self.gate):
+        if self.gated or len(self.waiters):
             self.flush()
 
     def abandon(self, error: MakeError) -> None:
@@ -458,14 +480,14 @@ class Ledger:
         tried = max(self._unknown_to, 0 if self._flight is None else self._flight[0])
         if self._timer is not None:
             self._timer.cancel()
-        self.gate.fail(lambda tag: _unknown(self._who) if tag <= tried else error())
+        self.fail(lambda tag: _unknown(self._who) if tag <= tried else error())
         if self._recovery is not None:
             self._recovery.cancel()
             self._recovery = None
 
     @property
     def _who(self) -> str:
-        return f"{self._keeper.kind.name} {self.key!r}"
+        return f"{self._terms.keeper.kind.name} {self._host.key!r}"
 
 
 def _outcome(error: BaseException) -> OverwinterError:

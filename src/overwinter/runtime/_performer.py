@@ -47,7 +47,6 @@ class Performer(IdleMember, Generic[A]):
     """Performs the calls of one agent, one turn at a time."""
 
     __slots__ = (
-        "__weakref__",
         "_beside",
         "_broken",
         "_emptied",
@@ -70,7 +69,7 @@ class Performer(IdleMember, Generic[A]):
         self.home, self.key = home, key
         self.state = after(COLD, CLAIMED)
         self.turns = Turnstile()
-        self.ledger = Ledger(self, home.keeper, home.terms, key)
+        self.ledger = Ledger(self, home.terms)
         self._writer: Turn | None = None
         self._beside: set[Turn] | None = None  # readonly turns and hooks; most agents never have any
         self.last_error: type[BaseException] | None = None
@@ -122,7 +121,7 @@ class Performer(IdleMember, Generic[A]):
         if method.interleave:
             return await self._run_interleaved(method, args, kwargs, send)
         readonly, home, turns, ledger = method.readonly, self.home, self.turns, self.ledger
-        if self._refusal is not None or ledger.gate.waiters or turns.waiting:
+        if self._refusal is not None or ledger.waiters or turns.waiting:
             self._check_bounds(method)
         turn: Turn | None = None
         version = 0

@@ -70,7 +70,7 @@ class AgentServer(Arriving[A]):
             tag = self.ledger.cur
             if tag > self.ledger.dur:
                 self.ledger.flush()
-                await self.ledger.wait(tag)
+                await self.ledger.admission(tag, asyncio.get_running_loop())
         except BaseException:
             self.turns.leave(False)
             self.watch()

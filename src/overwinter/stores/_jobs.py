@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, Literal, Protocol, cast
 
 from ..errors import OutcomeUnknownError, OverwinterError, RevisionConflictError, StoreUnavailableError
-from .base import Done, Expect, Revision
+from .base import Expect, Revision
 
 __all__ = ["MAX_BYTES", "MAX_ROWS", "NOBODY", "Desk", "Job", "Worker", "blame", "conflict", "take"]
 
@@ -45,14 +45,14 @@ class Job:
         data: bytes = b"",
         revision: Revision = b"",
         expected: Revision | Expect = Expect.ANY,
-        done: Done | None = None,
+        done: Callable[..., object] | None = None,
         scope: Any = None,
     ) -> None:
         self.verb, self.key = verb, key
         """*key*: whose record it is about; of a listing, what its keys begin with, or another name for its part of the
         store."""
         self.future, self.done = future, done
-        """Who is told of the answer: a future, or, of a put whose *future* is ``NOBODY``, a function."""
+        """Who is told of the answer: a future, or, if that is ``NOBODY``, a ``Done`` of a put or a ``Got`` of a get."""
         self.data, self.revision, self.expected = data, revision, expected
         self.scope = scope
         """Of a listing: where it goes on. A worker's own business."""
@@ -81,10 +81,13 @@ class Job:
         self.error, self.answered = error, True
 
     def tell(self) -> None:
-        """Tell the future the answer, in the loop."""
-        if self.future.done():  # its caller was cancelled
+        """Tell the answer, in the loop."""
+        done = self.done
+        if done is not None:
+            done(self.error) if self.verb == "put" else done(self.value, self.error)
+        elif self.future.done():  # its caller was cancelled
             return
-        if self.error is not None:
+        elif self.error is not None:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.value)
@@ -190,10 +193,7 @@ class Desk(ABC):
         try:
             for job in left:
                 if pending.pop(job, job) is None:  # else it was told that the disk does not answer
-                    if job.done is not None:
-                        job.done(job.error)
-                    else:
-                        job.tell()
+                    job.tell()
         finally:
             rest = list(left)
             if rest:  # what one of them raised is the loop's business, and no reason to forget the others

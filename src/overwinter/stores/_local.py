@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ..errors import InvalidKeyError, StoreError, StoreUnavailableError, UsageError
 from ._claims import Claims
 from ._jobs import NOBODY, Desk, Job
-from .base import Done, Expect, Revision, Store, Stored, T
+from .base import Done, Expect, Got, Revision, Store, Stored, T
 
 __all__ = ["LocalStore"]
 
@@ -133,6 +133,15 @@ class LocalStore(Store):
         """Begin a put and return a bare future, no task, that carries its outcome."""
         self._check_put(key, revision, expected)
         return self._send(Job("put", key, self._future(key), bytes(data), bytes(revision), expected))
+
+    def begin_get(self, key: str, done: Got) -> asyncio.Future[Stored | None] | None:
+        """Begin a get whose outcome is told in the very callback that a thread's batch ends with."""
+        if type(self).fetch is not LocalStore.fetch:
+            return super().begin_get(key, done)
+        self._check_open()
+        self._check_text(key)
+        self._desks[0].send(Job("get", key, NOBODY, done=done))
+        return None
 
     def begin_put(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect, done: Done) -> None:
         """Begin a put whose outcome is told in the very callback that a thread's batch ends with."""

@@ -15,7 +15,7 @@ from typing import Self, TypeAlias, TypeVar
 
 from ..errors import ClosedError, OutcomeUnknownError, StoreError, StoreInUseError, StoreUnavailableError, UsageError
 
-__all__ = ["Done", "Durability", "Expect", "Revision", "Store", "Stored"]
+__all__ = ["Done", "Durability", "Expect", "Got", "Revision", "Store", "Stored"]
 
 T = TypeVar("T")
 
@@ -54,6 +54,10 @@ class Stored:
 
     data: bytes
     revision: Revision
+
+
+Got: TypeAlias = Callable[[Stored | None, BaseException | None], object]
+"""What is called with the outcome of a get: what is stored, if anything is, or the error."""
 
 
 class Store(ABC):
@@ -143,6 +147,21 @@ class Store(ABC):
         Override it, together with ``get``, where a batch of gets is cheaper than a task each.
         """
         return asyncio.ensure_future(self.in_time(self.get(key)))
+
+    def begin_get(self, key: str, done: Got) -> asyncio.Future[Stored | None] | None:
+        """Begin a get as ``fetch`` does; *done* is called once, in a later pass of the loop.
+
+        Managers get in this way. What it returns, if anything, may be cancelled, and *done* is told that. Override it,
+        beside ``fetch``, only where even a future for each get is too dear.
+        """
+
+        def told(got: asyncio.Future[Stored | None]) -> None:
+            error = asyncio.CancelledError() if got.cancelled() else got.exception()
+            done(None if error is not None else got.result(), error)
+
+        answer = self.fetch(key)
+        answer.add_done_callback(told)
+        return answer
 
     def begin_put(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect, done: Done) -> None:
         """Begin a put as ``submit`` does; *done* is called once, in a later pass of the loop.
