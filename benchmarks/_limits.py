@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,11 @@ def engine_get(count: int) -> float:
     return len(found) / spent
 
 
-def file_calls(verb: str, count: int) -> float:
-    """The system calls of a durable file, in a loop: temporary file, fsync, rename, fsync of the folder."""
+def file_calls(verb: str, count: int, hop: bool = False) -> float:
+    """The system calls of a durable file, in a loop: temporary file, fsync, rename, fsync of the folder.
+
+    With *hop*, an event loop has a thread do each of them, one after the other.
+    """
     folder = scratch()
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     data = encode({"items": kilobyte()})
@@ -178,8 +182,18 @@ def file_calls(verb: str, count: int) -> float:
             put(name)
     step = {"put": put, "get": get, "delete": delete}[verb]
     begin = time.perf_counter()
-    for name in names:
-        step(name)
+    if hop:
+        run(_in_thread(step, names))
+    else:
+        for name in names:
+            step(name)
     spent = time.perf_counter() - begin
     os.close(descriptor)
     return count / spent
+
+
+async def _in_thread(step: Callable[[str], None], names: list[str]) -> None:
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as thread:
+        for name in names:
+            await loop.run_in_executor(thread, step, name)
