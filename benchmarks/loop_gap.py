@@ -2,7 +2,8 @@
 would feel.
 
 A timer that is due each millisecond notes how late it comes; where it comes less than a thousand times, p99.9 is the
-longest gap. The limit is the bare pipeline under the same load.
+longest gap. What the benchmark itself does at once, starting all its callers, is not counted. The limit is the bare
+pipeline under the same load.
 """
 
 from __future__ import annotations
@@ -44,15 +45,17 @@ def run_all(team: Team, scale: Scale) -> list[Row]:
 async def gap(steps: Sequence[Callable[[], Awaitable[object]]], seconds: float) -> float:
     """Milliseconds that a due timer waits while all *steps* are called again and again."""
     late: list[float] = []
+    under_way = time.perf_counter() + seconds / 3
 
     async def watch() -> None:
         while True:
             due = time.perf_counter() + 0.001
             await asyncio.sleep(0.001)
-            late.append(time.perf_counter() - due)
+            if due > under_way:
+                late.append(time.perf_counter() - due)
 
     watcher = asyncio.create_task(watch())
-    await drive(steps, seconds)
+    await drive(steps, seconds * 4 / 3)
     watcher.cancel()
     late.sort()
     return late[int(len(late) * 0.999)] * 1000

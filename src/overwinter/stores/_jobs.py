@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Literal, Protocol, cast
@@ -23,6 +24,7 @@ _log = logging.getLogger("overwinter")
 
 MAX_ROWS = 256
 MAX_BYTES = 8 * 1024 * 1024
+_SLICE, _SLICE_BYTES = 32, 64 * 1024  # whose callers take some 1 ms when they are told; large states take longer
 _LOOK_AHEAD = 4 * MAX_ROWS  # how many jobs of keys that are taken already are looked over for one that is not
 
 
@@ -126,6 +128,7 @@ class Desk(ABC):
         self._worker = worker
         self._patience = patience
         self._gathered: list[Job] = []
+        self._untold: deque[Job] = deque()
         self._pending: dict[Job, None] = {}
         self._watch: asyncio.TimerHandle | None = None
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -156,7 +159,7 @@ class Desk(ABC):
             raise
 
     def send(self, job: Job) -> None:
-        """Queue a job. Those of one pass of the loop travel together, so that they can share a commit."""
+        """Queue a job. Those of one pass of the loop, or of a batch's callers, travel together to share a commit."""
         if not self._gathered:
             self._loop.call_soon(self._flush)
         self._gathered.append(job)
@@ -166,7 +169,7 @@ class Desk(ABC):
 
     def abandon(self) -> None:
         """Have what is queued done, and the threads end. Needs no loop and doesn't wait; idempotent."""
-        self._flush()
+        self._flush(at_once=True)
         self._dismiss()
 
     async def join(self, limit: float) -> None:
@@ -175,6 +178,7 @@ class Desk(ABC):
         if self._ended.done():
             for thread in self._threads:
                 thread.join()  # to say so was the last act of the last of them
+        self._untold.clear()
         self._give_up(list(self._pending), "did not end in time")
         if self._watch is not None:
             self._watch.cancel()
@@ -182,22 +186,33 @@ class Desk(ABC):
 
     # ------------------------------------------------------------ in the loop
 
-    def _flush(self) -> None:
-        if self._gathered:
+    def _flush(self, at_once: bool = False) -> None:
+        """Hand over what was gathered; unless more is about to come, from callers who are still to be told."""
+        if self._gathered and (at_once or not self._untold or len(self._gathered) >= MAX_ROWS):
             gathered, self._gathered = self._gathered, []
             self._hand_over(gathered)
 
     def _settle(self, batch: list[Job]) -> None:
-        """Tell a batch's answers, all in the one callback that the thread asked for."""
-        left, pending = iter(batch), self._pending
+        """Tell a batch's answers, some in each pass of the loop: all at once, their callers would keep it for long."""
+        first = not self._untold
+        self._untold.extend(batch)
+        if first:
+            self._tell_some()
+
+    def _tell_some(self) -> None:
+        untold, room = self._untold, _SLICE_BYTES
         try:
-            for job in left:
-                if pending.pop(job, job) is None:  # else it was told that the disk does not answer
+            for _ in range(min(_SLICE, len(untold))):
+                job = untold.popleft()
+                if self._pending.pop(job, job) is None:  # else it was told that the disk does not answer
                     job.tell()
-        finally:
-            rest = list(left)
-            if rest:  # what one of them raised is the loop's business, and no reason to forget the others
-                self._loop.call_soon(self._settle, rest)
+                room -= len(job.data)
+                if room < 0:
+                    break
+        finally:  # what one of them raised is the loop's business, and no reason to forget the others
+            if untold:
+                self._loop.call_soon(self._tell_some)
+            self._loop.call_soon(self._flush)  # after those who were told just now
 
     def _look_at_the_clock(self) -> None:
         self._watch = None
@@ -215,7 +230,8 @@ class Desk(ABC):
             if not job.answered:
                 kind = StoreUnavailableError if job.reads else OutcomeUnknownError
                 job.refuse(kind(f"the disk under the store {what}; {job.subject}: see whether it hangs"))
-        self._settle(list(jobs))
+            if self._pending.pop(job, job) is None:
+                job.tell()
 
     def _resolve(self, future: asyncio.Future[None], error: Exception | None) -> None:
         if not future.done():
