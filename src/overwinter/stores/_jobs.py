@@ -201,6 +201,7 @@ class Desk(ABC):
 
     def _tell_some(self) -> None:
         untold, room = self._untold, _SLICE_BYTES
+        self._flush()  # a whole batch has nothing to wait for
         try:
             for _ in range(min(_SLICE, len(untold))):
                 job = untold.popleft()
@@ -210,9 +211,7 @@ class Desk(ABC):
                 if room < 0:
                     break
         finally:  # what one of them raised is the loop's business, and no reason to forget the others
-            if untold:
-                self._loop.call_soon(self._tell_some)
-            self._loop.call_soon(self._flush)  # after those who were told just now
+            self._loop.call_soon(self._tell_some if untold else self._flush)  # after those who were told just now
 
     def _look_at_the_clock(self) -> None:
         self._watch = None
@@ -284,10 +283,11 @@ def take(waiting: list[Job]) -> list[Job]:
     """Remove a batch from *waiting*: in order, each key once, not too much."""
     count = len(waiting)
     if count <= MAX_ROWS and len({job.key for job in waiting}) == count and _bytes_of(waiting) <= MAX_BYTES:
-        batch = waiting.copy()  # nearly always all of them
+        everything = waiting.copy()  # nearly always
         waiting.clear()
-        return batch
-    batch, later = [], []
+        return everything
+    batch: list[Job] = []
+    later: list[Job] = []
     keys: set[str] = set()
     size = seen = 0
     for job in waiting:
