@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ._measure import ROOT, Skipped
 
-__all__ = ["LOOPS", "change", "drive", "drive_blocking", "kilobyte", "run", "scratch", "skip_unless"]
+__all__ = ["LOOPS", "change", "collector", "drive", "drive_blocking", "kilobyte", "run", "scratch", "skip_unless"]
 
 T = TypeVar("T")
 
@@ -79,6 +81,17 @@ def drive_blocking(step: Callable[[int], object], agents: int, seconds: float) -
         step(done % agents)
         done += 1
     return done / (now - begin)
+
+
+@contextmanager
+def collector(on: bool) -> Iterator[None]:
+    """Whether Python collects cyclic garbage meanwhile."""
+    if not on:
+        gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def scratch(name: str = "") -> Path:

@@ -1,6 +1,7 @@
 """Agents of 1 KB got again per second, all at once; and how long one `get` takes among few and many stored ones.
 
-The limit is the bare engine, which reads and decodes one row after the other. For one `get` at a time, it is the same
+The limit is the bare engine, which reads and decodes one row after the other; `no gc` is ours while Python's cyclic
+garbage collector is off. For one `get` at a time, it is the same
 read among as many rows, without the hop to a thread and back that keeps the event loop free.
 """
 
@@ -19,7 +20,7 @@ import msgspec
 
 from overwinter import InstanceManager, SQLiteStore
 
-from ._load import kilobyte, run, scratch
+from ._load import collector, kilobyte, run, scratch
 from ._measure import Row, Scale, Task, Team
 from ._ours import Cart, carts, open_store
 
@@ -38,7 +39,9 @@ def run_all(team: Team, scale: Scale) -> list[Row]:
             "file": Task("benchmarks._limits:file_calls", {"verb": "get", "count": count}),
         }
         ours_ = Task("benchmarks.thaw:ours", {"store": store, "count": count})
-        rows.append(team.compare(f"{count:,} agents, {store}", "agents/s", {"ours": ours_, "limit": limits[store]}))
+        no_gc = Task("benchmarks.thaw:ours", {"store": store, "count": count, "collect": False})
+        contenders = {"ours": ours_, "no gc": no_gc, "limit": limits[store]}
+        rows.append(team.compare(f"{count:,} agents, {store}", "agents/s", contenders, also=("no gc",)))
     rows[0].want(0.17).want_figure(25_000)
     for stored in scale.pick((1_000, 100_000, 1_000_000), (1_000, 2_000)):
         arguments = {"stored": stored, "asked": scale.pick(ASKED, 50)}
@@ -53,14 +56,15 @@ def run_all(team: Team, scale: Scale) -> list[Row]:
     return rows
 
 
-def ours(store: str, count: int) -> float:
+def ours(store: str, count: int, collect: bool = True) -> float:
     async def main() -> float:
         async with carts(open_store(store), count, durability="hibernate") as (manager, _):
             keys = manager.keys()
             await asyncio.gather(*(manager.stop(key) for key in keys))
-            begin = time.perf_counter()
-            await asyncio.gather(*(manager.get(key) for key in keys))
-            return count / (time.perf_counter() - begin)
+            with collector(collect):
+                begin = time.perf_counter()
+                await asyncio.gather(*(manager.get(key) for key in keys))
+                return count / (time.perf_counter() - begin)
 
     return run(main())
 
