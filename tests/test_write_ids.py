@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,15 @@ def test_no_write_id_comes_twice_in_any_thread():
     assert {type(revision) for revision in made} == {bytes}
     assert {len(revision) for revision in made} == {16}
     assert len(set(made)) == 12_000
+
+
+def test_write_ids_are_drawn_many_at_once(monkeypatch):
+    drawn: list[int] = []
+    urandom = os.urandom
+    monkeypatch.setattr(os, "urandom", lambda size: (drawn.append(size), urandom(size))[1])
+    for _ in range(1000):
+        new_revision()
+    assert 3 <= len(drawn) <= 4
 
 
 def test_a_forked_child_makes_others():

@@ -45,6 +45,81 @@ class Parent(Agent):
     async def ping(self) -> None: ...
 
 
+class Loaded(Agent):
+    by: str = ""
+
+    def dump(self):
+        return None
+
+    @classmethod
+    def load(cls, data, version):
+        return cls(by=user.get())
+
+    async def who(self) -> str:
+        return self.by
+
+
+async def test_what_thaws_sees_the_context_of_open_whoever_calls_first(tmp_path):
+    seen: list[str] = []
+
+    class Own(MemoryStore):
+        async def get(self, key):
+            seen.append(user.get())
+            return await super().get(key)
+
+    user.set("opener")
+    for store in (SQLiteStore(tmp_path / "a.db"), Own()):
+        async with InstanceManager(Loaded, store=store) as manager:
+            await manager.get("a", initial={"by": ""})
+            await manager.stop("a")
+            user.set("caller")
+            assert await manager.call("a", Loaded.who) == "opener"
+            user.set("opener")
+    assert set(seen) == {"opener"}
+
+
+async def test_a_get_that_is_not_answered_is_cancelled_when_the_manager_closes():
+    ended: list[str] = []
+
+    class Slow(MemoryStore):
+        async def get(self, key):
+            try:
+                return await asyncio.get_running_loop().create_future()
+            finally:
+                ended.append(key)
+
+    counters = InstanceManager(Counter, store=Slow())
+    await counters.open()
+    waiting = asyncio.ensure_future(counters.get("ada"))
+    await rest()
+    await outcome(counters.close(0.02))
+    await rest()
+    assert isinstance(await outcome(waiting), ClosedError)
+    assert len(ended) == 1
+
+
+@pytest.mark.parametrize("error", [None, StoreUnavailableError("late")])
+async def test_an_answer_that_comes_after_the_end_is_not_heard(error):
+    class Late(MemoryStore):
+        def begin_get(self, key, done):
+            self.done = done
+
+    seen, store = reports(), Late()
+    counters = InstanceManager(Counter, store=store)
+    await counters.open()
+    waiting = asyncio.ensure_future(counters.get("ada"))
+    await rest()
+    await outcome(counters.close(0.02))
+    store.done(None, error)
+    assert isinstance(await outcome(waiting), ClosedError)
+    assert (seen, counters.stats().created, counters.inspect("ada").last_error) == ([], 0, None)
+
+
+def test_before_it_is_open_a_manager_says_so_outside_of_any_loop_too():
+    with pytest.raises(ClosedError, match="is not open"):
+        InstanceManager(Counter).lookup("ada")
+
+
 @pytest.mark.parametrize("store", [None, MemoryStore])
 async def test_what_comes_alive_without_a_task_sees_the_context_of_open(store):
     user.set("opener")

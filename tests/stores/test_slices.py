@@ -28,6 +28,11 @@ class Loop(Desk):
     def __init__(self) -> None:
         super().__init__(Worker(), patience=20)
         self.handed: list[list[Job]] = []
+        self.slices = 0
+
+    def _tell_some(self) -> None:
+        self.slices += 1
+        super()._tell_some()
 
     def _begin(self) -> None:
         self._start_worker()
@@ -74,6 +79,8 @@ async def test_callers_are_told_some_in_each_pass_of_the_loop():
         counts.append(len(told))
     assert [count for count in counts if count] == [_SLICE, 2 * _SLICE, 3 * _SLICE]
     assert told == sorted(told)
+    await passes(8)
+    assert desk.slices == 3
     await end(desk)
 
 
@@ -117,6 +124,21 @@ async def test_a_whole_batch_is_not_held_back():
     await passes(2)
     assert [len(jobs) for jobs in desk.handed] == [MAX_ROWS]
     await end(desk)
+
+
+async def test_what_is_held_back_is_handed_over_before_the_end():
+    desk, told = await opened(), []
+    for _ in range(3 * _SLICE):
+        desk.send(job(lambda _: None))
+    await passes()
+    desk.answer()
+    await passes()
+    desk.send(job(told.append))
+    desk.abandon()
+    assert [len(jobs) for jobs in desk.handed] == [1]
+    desk.answer()
+    await desk.join(20)
+    assert told == [None]
 
 
 async def test_one_that_raises_keeps_nobody_from_being_told():

@@ -147,11 +147,12 @@ class Arriving(Performer[A]):
     ) -> None:
         ground = self.home.ground
         assert ground is not None
-        if error is not None:
-            if not self.home.closed:  # else whoever waited was told that
-                self._failed_to_start(self._unreadable(error) if isinstance(error, Exception) else error)
-        elif not self.home.closed:
+        if self.home.closed:
+            return  # as whoever waited was told
+        if error is None:
             ground.run(self._read, stored, initial, missing)
+        else:
+            self._failed_to_start(self._unreadable(error) if isinstance(error, Exception) else error)
 
     def _read(self, stored: Stored | None, initial: Mapping[str, Any] | A | None, missing: str) -> None:
         try:

@@ -178,7 +178,6 @@ class Desk(ABC):
         if self._ended.done():
             for thread in self._threads:
                 thread.join()  # to say so was the last act of the last of them
-        self._untold.clear()
         self._give_up(list(self._pending), "did not end in time")
         if self._watch is not None:
             self._watch.cancel()
