@@ -21,7 +21,8 @@ HEAD = """# Benchmarks
 What overwinter costs, beside the bare engine below it on the same work (the *limit*), and beside its peers. All
 contenders of a row are measured in one run, each in a process of its own, in turns. Shown is the median of {repeats}
 repeats, with the least and the most. Absolute figures move with the machine and with what else it does; ratios are
-what we hold ourselves to.
+what we hold ourselves to. What bounds us where a goal is missed, and what was tried, is in
+[design.md](design.md#where-the-time-of-a-call-goes).
 
 To repeat all of it, in some fifteen minutes, in an environment of its own made from pinned packages:
 
