@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from overwinter import Agent
 from overwinter.agent._bulk import WORTH, all_plain
 from overwinter.agent._codec import LIMIT
 from overwinter.agent._fields import agent_codec
+from overwinter.agent._schema import Schema
 from overwinter.errors import AgentStateError
 
 
@@ -33,6 +35,18 @@ class Thing:
 
 class Bag(Agent):
     items: list[dict[str, Any]] = []
+
+
+class Named(Agent):
+    items: list[dict[Literal["a", "b"], Any]] = []
+
+
+class Short(Agent):
+    items: list[dict[Annotated[str, msgspec.Meta(max_length=1)], Any]] = []
+
+
+class Numbered(Agent):
+    items: list[dict[int, Any]] = []
 
 
 PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary()
@@ -97,6 +111,16 @@ def test_one_wrong_item_among_many_is_refused(wrong: Any, others: int) -> None:
     agent = Bag(items=[{"a": 1} for _ in range(others)] + [wrong])
     with pytest.raises(AgentStateError, match="items"):
         agent_codec(Bag).check(agent, "Bag")
+
+
+@pytest.mark.parametrize("many", [WORTH - 1, WORTH, 50])
+@pytest.mark.parametrize("cls", [Named, Short, Numbered])
+def test_keys_of_other_kinds_are_held_to_their_own(cls: Any, many: int) -> None:
+    schema = Schema(cls, name="bag")
+    right: Any = {1: 2} if cls is Numbered else {"a": 2}
+    schema.encode(cls(items=[right] * many))
+    with pytest.raises(AgentStateError):
+        schema.encode(cls(items=[right] * (many - 1) + [{"other": 1}]))
 
 
 def test_levels_are_counted_as_one_by_one() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from overwinter.errors import StoreUnavailableError
 from overwinter.stores._crew import Crew
-from overwinter.stores._jobs import Job
+from overwinter.stores._jobs import MAX_ROWS, Job
 from overwinter.stores._lane import Lane
 
 
@@ -90,6 +90,16 @@ async def test_groups_are_done_beside_each_other_and_their_jobs_in_order():
     assert [batch for batch in worker.batches if batch[0][0] == "a"] == [["a1", "a2"], ["a1", "a3"], ["a1"]]
     await end(desk)
     assert worker.ended == 1
+
+
+async def test_where_no_order_is_needed_what_is_left_waits_for_the_others_of_its_group():
+    worker = Worker()
+    worker.left["a"] = 1
+    desk = Crew("test", worker, lambda key: key[0], threads=1, patience=20, order=False)
+    await desk.open()
+    await asyncio.gather(*send(desk, *(f"a{number}" for number in range(MAX_ROWS + 2))))
+    assert [batch[0] for batch in worker.batches][:2] == ["a0", f"a{MAX_ROWS}"]
+    await end(desk)
 
 
 async def test_threads_are_started_when_they_are_needed_and_no_more_than_allowed():

@@ -108,6 +108,24 @@ async def test_begin_put_refuses_what_submit_refuses(make):
             with pytest.raises((UsageError, InvalidKeyError)):
                 store.begin_put(key, b"x", revision=new(), expected=expected, done=print)
 
+        async def elsewhere() -> None:
+            store.begin_put("key", b"x", revision=new(), expected=Expect.ABSENT, done=print)
+
+        with pytest.raises(UsageError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+        if (child := os.fork()) == 0:
+            try:
+                store.begin_put("key", b"x", revision=new(), expected=Expect.ABSENT, done=print)
+            except UsageError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        with pytest.raises(InvalidKeyError):
+            store.begin_get("\ud800", print)
+        assert await store.get("key") is None
+    with pytest.raises(ClosedError):
+        store.begin_get("key", print)
+
 
 @pytest.mark.parametrize("kind", [SQLiteStore, FileStore, MemoryStore])
 async def test_a_submit_of_ones_own_sees_each_put_of_a_manager(kind, in_memory):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from overwinter.errors import StoreUnavailableError
+import pytest
+
+from overwinter.errors import OutcomeUnknownError, StoreUnavailableError
 from overwinter.stores import Expect, SQLiteStore
 from overwinter.stores._jobs import _SLICE, MAX_ROWS, NOBODY, Desk, Job
+from overwinter.stores.base import Stored
 
 
 class Worker:
@@ -124,6 +127,51 @@ async def test_a_whole_batch_is_not_held_back():
     await passes(2)
     assert [len(jobs) for jobs in desk.handed] == [MAX_ROWS]
     await end(desk)
+
+
+async def test_a_large_state_that_was_read_is_a_slice_of_its_own():
+    desk, told = await opened(), []
+    for _ in range(3):
+        desk.send(Job("get", "key", NOBODY, done=lambda *_: told.append(None)))
+    await passes()
+    for one in desk.handed[0]:
+        one.value = Stored(bytes(1_000_000), b"")
+        one.answered = True
+    desk._settle(desk.handed[0])
+    assert len(told) == 1
+    await end(desk)
+
+
+async def test_small_batches_that_come_together_are_no_larger_a_slice():
+    desk, told = await opened(), []
+    for _ in range(8):
+        for _ in range(_SLICE):
+            desk.send(job(told.append))
+        await passes(2)
+    while desk.handed:
+        desk.answer()
+    await passes()
+    assert len(told) == _SLICE
+    await passes(10)
+    assert len(told) == 8 * _SLICE
+    await end(desk)
+
+
+async def test_one_that_raises_when_all_are_given_up_keeps_nobody_from_being_told():
+    desk, told = await opened(), []
+
+    def wrong(error: object) -> None:
+        told.append(error)
+        raise ZeroDivisionError
+
+    for done in (told.append, wrong, told.append):
+        desk.send(job(done))
+    desk.abandon()
+    desk.handed.clear()
+    with pytest.raises(ZeroDivisionError):
+        await desk.join(20)
+    await passes(2)
+    assert [type(error) for error in told] == [OutcomeUnknownError] * 3
 
 
 async def test_what_is_held_back_is_handed_over_before_the_end():

@@ -132,7 +132,7 @@ class DictCodec(Codec):
         self._any_key = isinstance(key, AnyCodec)
         # Any as a key: what comes back under Any from any key is told by its type, and JSON's keys are strings
         self._key, self._value = (Scalar(str, "str") if self._any_key else key), value
-        self.json = self._key.gates == (str,) and isinstance(value, AnyCodec)
+        self.json = type(self._key) is Scalar and self._key.gates == (str,) and isinstance(value, AnyCodec)
         """Whether it holds JSON values and bytes under any ``str``."""
 
     def settle(self, where: str) -> None:

@@ -18,17 +18,26 @@ __all__ = ["Crew"]
 class Crew(Desk):
     """Hands jobs to threads that are started when they are needed. Its methods are called from one event loop.
 
-    Jobs that the worker leaves unanswered are given to it again, after what else is waiting: so it can leave a group
-    whose turn has not come, and no thread is kept from the others.
+    Jobs that the worker leaves unanswered are given to it again, after the other groups: so it can leave a group whose
+    turn has not come, and no thread is kept from the others. Within their group they come first, so that the order of
+    a key's jobs is kept; or last, if nothing has to be in *order*.
     """
 
     def __init__(
-        self, name: str, worker: Worker, group: Callable[[str], str], *, threads: int, patience: float
+        self,
+        name: str,
+        worker: Worker,
+        group: Callable[[str], str],
+        *,
+        threads: int,
+        patience: float,
+        order: bool = True,
     ) -> None:
         super().__init__(worker, patience=patience)
         self._name = name
         self._group = group
         self._most = threads
+        self._order = order
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         # Guards what follows. A group is in `waiting` from its first job until nothing of it is left; meanwhile it is
         # either queued, once, or with one thread.
@@ -102,7 +111,8 @@ class Crew(Desk):
         self._work(batch)
         with self._guard:
             left = self._waiting[group]
-            left[:0] = [job for job in batch if not job.answered]
+            place = 0 if self._order else len(left)
+            left[place:place] = [job for job in batch if not job.answered]
             if not left:
                 del self._waiting[group]
                 return False

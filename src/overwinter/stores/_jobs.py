@@ -11,7 +11,7 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any, Literal, Protocol, cast
 
@@ -76,6 +76,11 @@ class Job:
         """What it is about, for an error."""
         return f"listing {self.key!r}" if self.lists else f"key {self.key!r}"
 
+    @property
+    def size(self) -> int:
+        """Bytes of a record that came or went: a measure of what its caller does next."""
+        return len(self.data) if self.value is None else len(getattr(self.value, "data", b""))
+
     def answer(self, value: Any = None) -> None:
         self.value, self.answered = value, True
 
@@ -129,6 +134,8 @@ class Desk(ABC):
         self._patience = patience
         self._gathered: list[Job] = []
         self._untold: deque[Job] = deque()
+        self._telling = False
+        """From the first of a batch's callers who is told until the last one has gone on."""
         self._pending: dict[Job, None] = {}
         self._watch: asyncio.TimerHandle | None = None
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -178,39 +185,44 @@ class Desk(ABC):
         if self._ended.done():
             for thread in self._threads:
                 thread.join()  # to say so was the last act of the last of them
-        self._give_up(list(self._pending), "did not end in time")
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        self._give_up(list(self._pending), "did not end in time")
 
     # ------------------------------------------------------------ in the loop
 
     def _flush(self, at_once: bool = False) -> None:
-        """Hand over what was gathered; unless more is about to come, from callers who are still to be told."""
-        if self._gathered and (at_once or not self._untold or len(self._gathered) >= MAX_ROWS):
+        """Hand over what was gathered; unless more is about to come, from the callers who are being told."""
+        if self._gathered and (at_once or not self._telling or len(self._gathered) >= MAX_ROWS):
             gathered, self._gathered = self._gathered, []
             self._hand_over(gathered)
 
     def _settle(self, batch: list[Job]) -> None:
         """Tell a batch's answers, some in each pass of the loop: all at once, their callers would keep it for long."""
-        first = not self._untold
         self._untold.extend(batch)
-        if first:
+        if not self._telling:
+            self._telling = True
             self._tell_some()
 
     def _tell_some(self) -> None:
         untold, room = self._untold, _SLICE_BYTES
-        self._flush()  # a whole batch has nothing to wait for
         try:
             for _ in range(min(_SLICE, len(untold))):
                 job = untold.popleft()
                 if self._pending.pop(job, job) is None:  # else it was told that the disk does not answer
                     job.tell()
-                room -= len(job.data)
+                room -= job.size
                 if room < 0:
                     break
         finally:  # what one of them raised is the loop's business, and no reason to forget the others
-            self._loop.call_soon(self._tell_some if untold else self._flush)  # after those who were told just now
+            self._loop.call_soon(self._tell_others)  # after those who were told just now have gone on
+
+    def _tell_others(self) -> None:
+        self._telling = bool(self._untold)
+        self._flush()
+        if self._untold:
+            self._tell_some()
 
     def _look_at_the_clock(self) -> None:
         self._watch = None
@@ -223,13 +235,22 @@ class Desk(ABC):
             late.append(job)
         self._give_up(late, f"did not answer within {self._patience:g} s")
 
-    def _give_up(self, jobs: Iterable[Job], what: str) -> None:
+    def _give_up(self, jobs: list[Job], what: str) -> None:
         for job in jobs:
             if not job.answered:
                 kind = StoreUnavailableError if job.reads else OutcomeUnknownError
                 job.refuse(kind(f"the disk under the store {what}; {job.subject}: see whether it hangs"))
-            if self._pending.pop(job, job) is None:
-                job.tell()
+        self._tell_all(iter(jobs))
+
+    def _tell_all(self, jobs: Iterator[Job]) -> None:
+        try:
+            for job in jobs:
+                if self._pending.pop(job, job) is None:
+                    job.tell()
+        finally:  # as in _tell_some
+            rest = list(jobs)
+            if rest:
+                self._loop.call_soon(self._tell_all, iter(rest))
 
     def _resolve(self, future: asyncio.Future[None], error: Exception | None) -> None:
         if not future.done():

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from abc import abstractmethod
+from asyncio.events import _get_running_loop
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Literal
@@ -149,7 +150,7 @@ class LocalStore(Store):
             super().begin_put(key, data, revision=revision, expected=expected, done=done)
             return
         self._check_put(key, revision, expected)
-        if not self._desks or not key.isascii():
+        if not self._desks or _get_running_loop() is not self._loop or not key.isascii():
             self._check_open()
             self._check_text(key)
         self._desks[1].send(Job("put", key, NOBODY, data, revision, expected, done))

@@ -76,7 +76,7 @@ class FileStore(LocalStore):
         reader = FileReader(folder, self._files, self.timeout)
         await self._open(
             Crew("overwinter-files-writer", writer, _shard_of, threads=_WRITERS, patience=self._patience),
-            Crew("overwinter-files-reader", reader, _one_group, threads=1, patience=self._patience),
+            Crew("overwinter-files-reader", reader, _one_group, threads=1, patience=self._patience, order=False),
         )
 
     def _check_put(self, key: str, revision: Revision, expected: Revision | Expect) -> None:
