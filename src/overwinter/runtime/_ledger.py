@@ -270,7 +270,7 @@ class Ledger(Gate):
                 self._trouble = _Trouble()
             self._trouble.error = type(error)
             if isinstance(error, OutcomeUnknownError):
-                self._trouble.unknown_to = version  # no turn starts until it is known, so it only grows
+                self._trouble.unknown_to = version  # versions only grow while one of them is unknown
                 self._trouble.attempted |= {revision}
         if self._quiet is not None and not self._quiet.done():
             self._quiet.set_result(None)
