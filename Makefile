@@ -34,9 +34,9 @@ strace:
 		command -v strace >/dev/null || \
 		echo "no strace: flushes are not tested. sudo apt-get install strace (Debian, Ubuntu)" >&2; }
 
-# The same tests in sizes that take an hour or so.
-soak: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m soak
+# The proofs in the sizes for before a release: an hour or two. Writes its report into docs/reliability.md.
+soak: $(VENV)/test.stamp strace
+	$(BIN)/python -m pytest tests/reliability --soak --report
 
 lint: ruff mypy pyright
 

@@ -10,10 +10,20 @@ from typing import Any
 
 import pytest
 from moto_server import MotoServer
+from proofs import Report, add_options, choose_seed
 from servers import Postgres, Redis, Server, Valkey
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a job in the background; children would ignore it as well
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    choose_seed(config)
+    config.pluginmanager.register(Report(config))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -25,7 +35,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     arguments: dict[str, Any] = {name: pyfuncitem.funcargs[name] for name in names}
 
     async def bounded() -> None:
-        async with asyncio.timeout(60):  # a hang is a failure that says where, not a job that never ends
+        limit = 3600 if pyfuncitem.config.option.soak else 60
+        async with asyncio.timeout(limit):  # a hang is a failure that says where, not a job that never ends
             await test(**arguments)
 
     asyncio.run(bounded())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from proofs import Proof
 
 PATIENCE = 30.0
 """Seconds after which a child that says nothing has failed its test."""
@@ -158,3 +159,11 @@ def disk() -> Iterator[Disk]:
         subprocess.run(["umount", "--lazy", str(path)], check=True, timeout=PATIENCE)
     path.rmdir()
     assert done.returncode == 0, f"somebody still has a file open there: {done.stderr}"
+
+
+@pytest.fixture
+def proof(request: pytest.FixtureRequest) -> Proof:
+    """How much to try, chance, and the count of what was tried."""
+    proof = Proof(request)
+    request.node.user_properties.append(("proof", proof.counts))
+    return proof

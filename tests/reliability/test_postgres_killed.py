@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import time
 
@@ -20,7 +19,6 @@ from overwinter.errors import OutcomeUnknownError, OverwinterError, RevisionConf
 from overwinter.stores import Expect
 from overwinter.stores.postgres import PostgresStore
 
-KILLS = int(os.environ.get("OVERWINTER_POSTGRES_KILLS", "10"))  # in each test
 WRITERS = 32
 
 
@@ -65,22 +63,23 @@ def kill_backend(server):
 both_ways = pytest.mark.parametrize("kill", [kill_postmaster, kill_backend])
 
 
-async def assail(server, kill, progress):
+async def assail(server, kill, progress, proof):
     """Kill it again and again, each time after some more writes; returns when the last ones got through."""
-    chance = random.Random(3)
-    for _ in range(KILLS):
+    chance = proof.chance("assail")
+    for _ in range(proof.size(10, 200)):
         before = progress()
         while progress() < before + WRITERS:
             await asyncio.sleep(0.005)
         await asyncio.sleep(chance.random() * 0.02)
         await asyncio.to_thread(kill, server)
+        proof.count(kills=1)
     before = progress()
     while progress() < before + 4 * WRITERS:
         await asyncio.sleep(0.005)
 
 
 @both_ways
-async def test_no_acknowledged_put_is_lost_and_none_is_doubled(server, kill):
+async def test_no_acknowledged_put_is_lost_and_none_is_doubled(server, kill, proof):
     """Each writer counts in a row of its own, and settles a doubt as managers do: by another conditional put."""
     acknowledged = dict.fromkeys(range(WRITERS), 0)
     failures = {"StoreUnavailableError": 0, "OutcomeUnknownError": 0}
@@ -120,7 +119,7 @@ async def test_no_acknowledged_put_is_lost_and_none_is_doubled(server, kill):
                     return revision
 
         writers = [asyncio.create_task(writer(number)) for number in range(WRITERS)]
-        killer = asyncio.create_task(assail(server, kill, lambda: sum(acknowledged.values())))
+        killer = asyncio.create_task(assail(server, kill, lambda: sum(acknowledged.values()), proof))
         await asyncio.wait([killer, *writers], return_when=asyncio.FIRST_COMPLETED)
         for task in writers:
             if task.done():
@@ -132,11 +131,12 @@ async def test_no_acknowledged_put_is_lost_and_none_is_doubled(server, kill):
         final = {number: int((await store.get(f"k{number}")).data) for number in range(WRITERS)}
     for number, value in final.items():
         assert acknowledged[number] <= value <= acknowledged[number] + 1
+    proof.count(acknowledged=sum(acknowledged.values()), of_unknown_outcome=failures["OutcomeUnknownError"])
     assert failures["OutcomeUnknownError"] > 0, "no kill hit a write that was under way"
 
 
 @both_ways
-async def test_live_agents_keep_their_state_and_go_on(server, kill):
+async def test_live_agents_keep_their_state_and_go_on(server, kill, proof):
     """A call that failed for certain has no effect; one of unknown outcome may have; a reply is for ever."""
     sure, maybe = [0] * WRITERS, [0] * WRITERS
     options = {"store_patience": 30.0, "idle_timeout": None}
@@ -159,7 +159,7 @@ async def test_live_agents_keep_their_state_and_go_on(server, kill):
         callers = [asyncio.create_task(caller(number)) for number in range(WRITERS)]
         while min(sure) == 0:
             await asyncio.sleep(0.005)
-        await asyncio.wait([killer := asyncio.create_task(assail(server, kill, lambda: sum(sure))), *callers],
+        await asyncio.wait([killer := asyncio.create_task(assail(server, kill, lambda: sum(sure), proof)), *callers],
                            return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
         for task in callers:
             if task.done():
@@ -174,6 +174,7 @@ async def test_live_agents_keep_their_state_and_go_on(server, kill):
     async with InstanceManager(Tally, store=PostgresStore(server.url)) as tallies:
         stored = [await tallies.call(f"k{number}", Tally.total) for number in range(WRITERS)]
     assert stored == live
+    proof.count(acknowledged=sum(sure), of_unknown_outcome=sum(maybe))
     for number in range(WRITERS):
         assert sure[number] <= stored[number] <= sure[number] + maybe[number] + 1  # one was cancelled at the end
 
