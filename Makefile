@@ -36,7 +36,7 @@ strace:
 
 # The proofs in the sizes for before a release: an hour or two. Writes its report into docs/reliability.md.
 soak: $(VENV)/test.stamp strace
-	$(BIN)/python -m pytest tests/reliability --soak --report
+	$(BIN)/python -m pytest tests/reliability --soak --report -n $$(nproc) --dist worksteal
 
 lint: ruff mypy pyright
 

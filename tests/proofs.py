@@ -6,7 +6,7 @@ long ones and the seed is a new one; ``--report`` writes what was counted into d
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
@@ -66,7 +66,7 @@ class Report:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.began = datetime.datetime.now(datetime.UTC)
+        self.began = dt.datetime.now(dt.UTC)
         self.rows: dict[str, tuple[dict[str, int], str, float]] = {}
         self.silent = 0
 
@@ -88,7 +88,7 @@ class Report:
             PAGE.write_text(f"{head}{BEGIN}\n{self.table()}\n{END}{tail}")
 
     def table(self) -> str:
-        took = datetime.datetime.now(datetime.UTC) - self.began
+        took = dt.datetime.now(dt.UTC) - self.began
         tests = f"{len(self.rows) + self.silent} tests in {took.total_seconds() / 60:.0f} minutes"
         what = f"{tests}, {self.violations()} violations, seed {self.config.option.seed}"
         lines = [f"{self.began:%Y-%m-%d}, `make soak`: {what}. {machine()}.", ""]

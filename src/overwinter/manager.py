@@ -97,7 +97,7 @@ class InstanceManager(Generic[A]):
             or ``"retry"``, which runs its method again on the agent as it is now.
         owner_wait: seconds to wait for another owner of these agents to leave, before ``StoreInUseError``.
         turn_timeout: seconds that a call may run before it is ended with ``TurnTimeoutError`` and rolled back; waiting
-            for its turn, and for the store afterwards, does not count.
+            for its turn, and for the store afterwards, does not count. An ``on_start`` that takes longer fails.
         max_live: agents that may be live at once. Over it the least recently used idle one hibernates; when all are
             attached or busy, a call waits some seconds and gets ``TooManyLiveError``.
         max_mailbox: calls that may wait for one agent, for their turn or for the store; one more gets

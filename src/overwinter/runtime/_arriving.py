@@ -255,7 +255,7 @@ class Arriving(Performer[A]):
         if kind.starts:
             try:
                 effects = await self.as_turn(
-                    agent.on_start(self.home.context) if kind.takes_context else agent.on_start()
+                    agent.on_start(self.home.context) if kind.takes_context else agent.on_start(), "on_start"
                 )
             except Exception as error:
                 raise ThawError(

@@ -141,7 +141,7 @@ class Performer(IdleMember, Generic[A]):
                 else:
                     self._writer = turn
                 token = TURN.set(turn)
-                timer = None if home.turn_timeout is None else self._time(turn, method)
+                timer = None if home.turn_timeout is None else self._time(turn, f"{method.name}()")
                 if wait is not None:
                     wait.on = turn
                 try:
@@ -249,7 +249,7 @@ class Performer(IdleMember, Generic[A]):
         self._enlist(turn)
         token = TURN.set(turn)
         turn.interleaved = True
-        timer = self._time(turn, method)
+        timer = self._time(turn, f"{method.name}()")
         try:
             body = method.function(self.agent, *args, **kwargs)
             result = await (body if send is None else self._pass_on(body, send))
@@ -272,14 +272,14 @@ class Performer(IdleMember, Generic[A]):
             async for item in items:
                 await send(item)
 
-    def _time(self, turn: Turn, method: Method) -> Timer | None:
+    def _time(self, turn: Turn, what: str) -> Timer | None:
         seconds = self.home.turn_timeout
         if seconds is None:
             return None
         clock = self.home.terms.clock
         late = partial(
             TurnTimeoutError,
-            f"{self._who}: {method.name}() took longer than turn_timeout={seconds:g} s; it was ended and rolled back",
+            f"{self._who}: {what} took longer than turn_timeout={seconds:g} s; it was ended and rolled back",
         )
         return clock.call_at(clock.monotonic() + seconds, lambda: turn.abort(late(), doomed=False))
 
@@ -421,13 +421,17 @@ class Performer(IdleMember, Generic[A]):
         if self._emptied is not None and not self._emptied.done() and not self.running:
             self._emptied.set_result(None)
 
-    async def as_turn(self, hook: Awaitable[object]) -> list[Effect]:
-        """Run a hook as what it is: a turn, which may not wait for itself. Return what it told others."""
+    async def as_turn(self, hook: Awaitable[object], timed: str = "") -> list[Effect]:
+        """Run a hook as what it is: a turn, which may not wait for itself. Return what it told others.
+
+        *timed* is its name, if ``turn_timeout`` holds for it too.
+        """
         task = asyncio.current_task()
         assert task is not None
         turn = Turn(task, current_turn())
         self._enlist(turn)
         token = TURN.set(turn)
+        timer = self._time(turn, timed) if timed else None
         try:
             await hook
         except BaseException as error:
@@ -437,6 +441,8 @@ class Performer(IdleMember, Generic[A]):
         finally:
             TURN.reset(token)
             self._ended(turn)
+            if timer is not None:
+                timer.cancel()
         return turn.effects or []
 
     def copy(self) -> A:
