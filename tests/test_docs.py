@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"(?:^<!-- run: (?P<how>.*?) -->\n)?^```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 WAYS = re.compile(r"file, prints (?P<prints>.+)|raises (?P<raises>\w+)|part of (?P<part>\S+)")
 
@@ -163,3 +163,10 @@ def test_the_tests_that_hold_the_rules_are_there():
     assert len(named) > 250
     for file, name in set(named):
         assert re.search(rf"def {name}\(", (ROOT / "tests" / file).read_text()), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize(("page", "root"), [("docs/guarantees.md", "tests"), ("SECURITY.md", "")])
+def test_the_proofs_of_the_promises_are_there(page, root):
+    named = set(re.findall(r"`([\w/]+/test_\w+\.py)`", (ROOT / page).read_text()))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / root / name).exists()] == []
