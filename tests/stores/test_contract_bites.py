@@ -17,7 +17,7 @@ import pytest
 import twins
 
 from overwinter.stores import Store, Stored
-from overwinter.testing import StoreContract, _steps
+from overwinter.testing import StoreContract, _contract_crash, _steps
 from overwinter.testing._contract import promises
 
 
@@ -158,6 +158,7 @@ class TestJournal(InLog):
 # What is refused, by which test, and what it says then.
 KEYS = "test_keys_are_only_data"
 FLUSHED = "test_what_is_acknowledged_was_flushed"
+KILLED = "test_a_kill_at_any_system_call_loses_nothing"
 BUGS = [
     # keys
     (bugs.LowersKeys, KEYS, "taken for another key"),
@@ -240,7 +241,7 @@ BUGS = [
     # crashes
     (bugs.WritesBehind, "test_a_kill_in_the_moment_of_the_acknowledgement_loses_nothing", "was acknowledged"),
     (bugs.WritesBehind, FLUSHED, "acknowledged before it was written"),
-    (bugs.WritesInPlace, "test_a_kill_at_any_time_loses_nothing", "Corrupt"),
+    (bugs.WritesInPlace, KILLED, "Corrupt"),
     (bugs.CachesFirst, "test_a_kill_in_the_moment_of_reading_loses_nothing", "what a kill then took back|another step"),
     (bugs.NeverFlushes, FLUSHED, "acknowledged before its file was flushed"),
     (bugs.FlushesBeforeItWrites, FLUSHED, "before its file was flushed"),
@@ -266,11 +267,24 @@ def test_a_store_with_a_bug_is_refused(
 
 
 @pytest.mark.parametrize("in_ci", [False, True])
-def test_without_strace_nothing_passes_unseen(in_ci: bool, in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("overwinter.testing._contract_crash.STRACE", ("no-such-strace",))
+@pytest.mark.parametrize("name", [FLUSHED, KILLED])
+def test_without_strace_nothing_passes_unseen(
+    name: str, in_ci: bool, in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_contract_crash, "STRACE", ("no-such-strace",))
     monkeypatch.setenv("CI", "true" if in_ci else "")
     with pytest.raises(AssertionError if in_ci else unittest.SkipTest, match="strace is not installed"):
-        getattr(case_of(bugs.NeverFlushes, in_memory), FLUSHED)()
+        getattr(case_of(bugs.NeverFlushes, in_memory), name)()
+
+
+def test_a_kill_that_does_not_come_is_noticed(in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(strace: str, trace: Path, pid: int, call: str, number: int) -> list[str]:
+        return killing(strace, trace, pid, call, number + 1000)
+
+    killing = _contract_crash.killing
+    monkeypatch.setattr(_contract_crash, "killing", late)
+    monkeypatch.setattr(_contract_crash, "_ENOUGH", 20)
+    assert re.search("nobody came to", verdict(twins.Folder, KILLED, in_memory) or "")
 
 
 def test_each_bug_is_tried_and_each_test_is_there() -> None:

@@ -20,12 +20,14 @@ from ._checks import limited, new_revision
 from ._child import content, step_of
 from ._factory import Factory
 from ._hooks import Hooks
-from ._processes import Child
-from ._trace import STRACE, verdicts
+from ._processes import Child, attached
+from ._trace import STRACE, killing, kills, verdicts, was_killed, watching
 
 __all__ = ["CrashTests"]
 
 _WRITERS = 4
+_POINTS = 8  # system calls at which a writer is killed
+_ENOUGH = 1000  # acknowledgements with which it ends, if nobody kills it
 
 
 class CrashTests(Hooks):
@@ -47,8 +49,44 @@ class CrashTests(Hooks):
         for number in range(2):
             self._killed(factory, f"any {number}", 0, after=chance.randrange(1, 60), nap=chance.random() / 200)
 
+    def test_a_kill_at_any_system_call_loses_nothing(self) -> None:
+        """Killed as it is about to write, flush, rename or unlink: each half-done change is seen by those after it."""
+        factory = self._traceable(Durability.PROCESS)
+        with tempfile.TemporaryDirectory() as folder:
+            trace = Path(folder, "trace")
+            with Child("write", factory, "watched", str(_WRITERS), "40", under=watching(STRACE[0], trace)) as child:
+                lines = child.rest()
+            assert len(lines) >= 40, f"the traced child failed{child.errors()}"
+            points = kills(trace.read_text(errors="replace"), _POINTS)
+            if not points:
+                raise unittest.SkipTest("this store changes no file by a system call that is known here")
+            self._killed_at(factory, points, trace)
+
+    def _killed_at(self, factory: Factory, points: list[tuple[str, int]], trace: Path) -> None:
+        names, killed = [f"{call} {number}" for call, number in points], f"ended {-signal.SIGKILL}"
+        lines: list[str] = []
+        with Child("write often", factory, str(_WRITERS), str(_ENOUGH), *names) as child:
+            for name, (call, number) in zip(names, points, strict=True):
+                pid = int(child.line().removeprefix("pid "))
+                with attached(killing(STRACE[0], trace, pid, call, number)):
+                    lines = child.until("ended ")
+                if lines[-1:] != [killed]:
+                    break
+                assert was_killed(trace.read_text(errors="replace"), call, number), f"nobody came to {name}"
+                self._judge(name, lines[:-1])
+        assert lines[-1:] == [killed], f"the child ended by itself{child.errors()}"
+
     def _process(self) -> Factory:
         return asyncio.run(limited(self._need_durability(Durability.PROCESS)))
+
+    def _traceable(self, least: Durability) -> Factory:
+        factory = asyncio.run(limited(self._need_durability(least, skip_network=True)))
+        if shutil.which(STRACE[0]) is None:
+            why = f"strace is not installed, so nothing was checked of Durability.{least.name}: install it"
+            if os.environ.get("CI"):
+                raise AssertionError(why)
+            raise unittest.SkipTest(why)
+        return factory
 
     def _killed(self, factory: Factory, name: str, die_at: int, *, after: int = 400, nap: float = 0.0) -> None:
         """Have a child write until it is killed, by itself or *nap* seconds after *after* lines; then compare."""
@@ -58,6 +96,9 @@ class CrashTests(Hooks):
             child.kill()
             lines += child.rest()
         assert child.process.returncode == -signal.SIGKILL, f"the child ended by itself{child.errors()}"
+        self._judge(name, lines)
+
+    def _judge(self, name: str, lines: list[str]) -> None:
         done = dict.fromkeys((f"{name} {number}" for number in range(_WRITERS)), 0)
         seen = dict(done)
         for line in lines:
@@ -84,12 +125,7 @@ class CrashTests(Hooks):
 
     def test_what_is_acknowledged_was_flushed(self) -> None:
         """Watched from outside: between begin and acknowledgement the disk was told to keep it."""
-        factory = asyncio.run(limited(self._need_durability(Durability.HOST, skip_network=True)))
-        if shutil.which(STRACE[0]) is None:
-            why = "strace is not installed, so nothing was checked of Durability.HOST: install it"
-            if os.environ.get("CI"):
-                raise AssertionError(why)
-            raise unittest.SkipTest(why)
+        factory = self._traceable(Durability.HOST)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "trace")
             with Child("trace", factory, under=[*STRACE, "-o", str(path)]) as child:

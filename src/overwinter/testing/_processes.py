@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Self
 
 from ._factory import Factory, to_arguments
 
-__all__ = ["Child"]
+__all__ = ["Child", "attached"]
 
 _LIMIT = 60.0
 _START = "from overwinter.testing._child import main; main()"
@@ -60,6 +60,15 @@ class Child:
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
 
+    def until(self, word: str) -> list[str]:
+        """Wait for a line that begins with *word*, or the end; the lines that came until then, and with it."""
+        lines: list[str] = []
+        while line := self.line():
+            lines.append(line)
+            if line.startswith(word):
+                break
+        return lines
+
     def rest(self) -> list[str]:
         """Wait for the end; the whole lines that came until then."""
         assert self.process.stdout is not None
@@ -75,3 +84,18 @@ class Child:
     def errors(self) -> str:
         """What the child wrote to its stderr, or the end of it, to be put behind a message when the block is over."""
         return "; it wrote: " + self._wrote[-2000:].strip() if self._wrote else ""
+
+
+@contextlib.contextmanager
+def attached(command: Sequence[str]) -> Generator[None]:
+    """Have *command* trace a running process while entered; leave when that process has ended, or it is let go."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:  # noqa: S603  # ourselves
+        assert tracer.stderr is not None
+        try:
+            said = tracer.stderr.readline()
+            if "attached" not in said:
+                raise AssertionError(f"a running process can't be traced: {said}{tracer.stderr.read()}")
+            yield
+            tracer.stderr.read()  # it ends with the process
+        finally:
+            tracer.terminate()

@@ -1,5 +1,7 @@
 """What a trace of system calls says about durability: was a record flushed before its put was acknowledged?
 
+And which calls change files, so that a process can be killed at each of them.
+
 This file knows strace's output and which calls make what durable. It does not know stores: it finds a record by
 marks in its data and its revision, which the traced process announced on its stdout.
 
@@ -12,18 +14,23 @@ as a proof.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-__all__ = ["STRACE", "verdicts"]
+__all__ = ["STRACE", "killing", "kills", "verdicts", "was_killed", "watching"]
 
 _WRITES = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
 _SYNCS = ("fsync", "fdatasync", "sync_file_range", "msync", "sync", "syncfs")
 _NAMES = ("open", "openat", "creat", "rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat")
 # A question mark before a name: not every machine has that call.
 _TRACED = "trace=" + ",".join(f"?{name}" for name in _WRITES + _SYNCS + _NAMES)
-STRACE = ("strace", "-f", "-y", "-s", "100000", "-e", _TRACED, "-e", "signal=none")
+STRACE = ("strace", "-f", "--seccomp-bpf", "-y", "-s", "100000", "-e", _TRACED, "-e", "signal=none")
+
+# Not writev: the child says with it what was acknowledged.
+_CHANGES = ("write", "pwrite64", "pwritev", "pwritev2", "ftruncate", "fallocate", "copy_file_range", "utimensat",
+            *_SYNCS, "rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat")  # fmt: skip
 
 _LINE = re.compile(r"(\d+) +(.*)")
 _RESUMED = re.compile(r"<\.\.\. \w+ resumed>(.*)")
@@ -44,6 +51,7 @@ class Call:
     start: int
     end: int
     opened: str = ""
+    thread: str = ""
 
 
 @dataclass(slots=True)
@@ -107,7 +115,7 @@ def _calls(trace: str) -> Iterator[Call]:
             text = beginning + resumed[1]
         call = _CALL.match(text)
         if call is not None and call[3] != "?" and int(call[3]) >= 0:
-            yield Call(call[1], call[2], start, number, call[4] or "")
+            yield Call(call[1], call[2], start, number, call[4] or "", task)
 
 
 def _read(trace: str) -> tuple[Disk, dict[str, Put]]:
@@ -152,6 +160,47 @@ def _file_of(call: Call) -> str:
     target = _TARGET.match(call.arguments)
     path = "" if target is None else target[2].removesuffix(" (deleted)")
     return path if path.startswith("/") and not path.startswith(("/dev/pts", "/dev/null", "/dev/tty", "/proc/")) else ""
+
+
+# ---------------------------------------------------------------- killing
+
+
+def watching(strace: str, trace: Path) -> list[str]:
+    """The command before a command whose calls that change files are to be seen in *trace*."""
+    names = ",".join(f"?{name}" for name in (*_CHANGES, "writev"))
+    return [strace, "-f", "--seccomp-bpf", "-y", "-e", f"trace={names}", "-e", "signal=none", "-o", str(trace)]
+
+
+def kills(trace: str, number: int) -> list[tuple[str, int]]:
+    """Where to kill, some *number* of points: the n-th time that a thread makes a call which changes files.
+
+    Only calls that go on after the first acknowledgement, so that the n-th of them comes for certain.
+    """
+    counts: dict[str, Counter[str]] = {}
+    began = False
+    for call in _calls(trace):
+        began = began or (call.name == "writev" and call.arguments.startswith("1<"))
+        if began and call.name in _CHANGES and (call.name not in ("write", "pwrite64") or _file_of(call)):
+            counts.setdefault(call.name, Counter())[call.thread] += 1
+    each = max(1, number // max(1, len(counts)))
+    points: dict[tuple[str, int], None] = {}
+    for name, threads in sorted(counts.items()):
+        most = max(threads.values())
+        points.update({(name, 1 + most * part // (each + 1)): None for part in range(1, each + 1)})
+    return list(points)
+
+
+def killing(strace: str, trace: Path, pid: int, call: str, number: int) -> list[str]:
+    """The command that kills a process when a thread of it begins its *call* of this *number*, counted from now."""
+    # Without --seccomp-bpf, under which strace 6.1 counts and kills nobody.
+    fault = f"inject={call}:signal=SIGKILL:when={number}"
+    return [strace, "-f", "-e", f"trace={call}", "-e", "signal=none", "-e", fault, "-o", str(trace), "-p", str(pid)]
+
+
+def was_killed(trace: str, call: str, number: int) -> bool:
+    """Whether it was that call which came last."""
+    begun = Counter(line.split()[0] for line in trace.splitlines() if f" {call}(" in line)
+    return max(begun.values(), default=0) == number
 
 
 # ---------------------------------------------------------------- judging
