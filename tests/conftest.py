@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +65,14 @@ postgres = _shared(Postgres)
 def s3() -> Iterator[MotoServer]:
     with MotoServer() as running:
         yield running
+
+
+@pytest.fixture
+def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose flushes cost nothing, where there is one: for tests that don't need a real disk."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path_factory.mktemp("folder")
+        return
+    with tempfile.TemporaryDirectory(prefix="overwinter-test-", dir=memory) as folder:
+        yield Path(folder).resolve()

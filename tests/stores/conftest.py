@@ -6,7 +6,6 @@ import itertools
 import os
 import subprocess
 import sys
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,17 +49,6 @@ def child() -> Iterator[Child]:
     for process in children:
         process.kill()
         process.communicate()
-
-
-@pytest.fixture
-def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder whose flushes cost nothing, where there is one: for tests that don't need a real disk."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path_factory.mktemp("folder")
-        return
-    with tempfile.TemporaryDirectory(prefix="overwinter-test-", dir=memory) as folder:
-        yield Path(folder).resolve()
 
 
 @pytest.fixture
