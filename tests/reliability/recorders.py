@@ -120,7 +120,9 @@ class RecordingFile(apsw.VFSFile):
 
 
 @contextlib.contextmanager
-def recorded_files(base: Path, found: State, log: Log, kind: type[RecordingFiles] = RecordingFiles) -> Iterator[FileStore]:
+def recorded_files(
+    base: Path, found: State, log: Log, kind: type[RecordingFiles] = RecordingFiles
+) -> Iterator[FileStore]:
     """A FileStore in *base*, on a disk that held what was *found*."""
     store = FileStore(base / "s")
     store._files = kind(log, base, found)
@@ -128,7 +130,9 @@ def recorded_files(base: Path, found: State, log: Log, kind: type[RecordingFiles
 
 
 @contextlib.contextmanager
-def recorded_sqlite(base: Path, found: State, log: Log, kind: type[RecordingVFS] = RecordingVFS) -> Iterator[SQLiteStore]:
+def recorded_sqlite(
+    base: Path, found: State, log: Log, kind: type[RecordingVFS] = RecordingVFS
+) -> Iterator[SQLiteStore]:
     """A SQLiteStore in *base*, on a disk that held what was *found*."""
     vfs = kind(log, base)
     flush, connect = os.fsync, apsw.Connection

@@ -16,131 +16,40 @@ from typing import Any, NamedTuple
 
 import apsw
 import pytest
-from power import Disk, File, State, put_on
-from recorders import Log, RecordingFiles, RecordingVFS, recorded_files, recorded_sqlite
+from lives import FOLDERS, KEYS, call_agents, look_at_agents, read_store, use_store
+from power import FOREIGN, Disk, File, State, put_on
 from proofs import Proof
-from worker import Counter
+from recorders import Log, RecordingFiles, RecordingVFS, recorded_files, recorded_sqlite
 
-from overwinter import InstanceManager
 from overwinter.errors import CorruptRecordError, OverwinterError
-from overwinter.stores import Expect, FileStore, SQLiteStore, Store, Stored, _file_folder, _sqlite_db, _sqlite_worker
+from overwinter.stores import FileStore, SQLiteStore, Store, _file_folder, _sqlite_db, _sqlite_worker
 from overwinter.stores import file as file_store
-from overwinter.stores._file_frame import name_of
 
-FOLDERS = ["00", "01", "02"]  # instead of 256
-KEYS = list(itertools.islice((key for key in map(str, range(10_000)) if name_of(key)[:2] in FOLDERS), 6))
-SIZES = (10, 700, 5000, 70_000)
-TOLD = ("try", "acknowledged", "seen", "found")
 AT_ONCE = 8
+TOLD = ("try", "acknowledged", "seen", "found")
 
 Allowed = dict[str, list[Any]]
-"""What a key may hold after a power loss: what was told last, then what was tried since."""
+"""What may be found under a key after a power loss: what was told last, then what was tried since."""
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few folders with all the keys, so that files share a flush, and a checkpoint after every few changes."""
+    """A few folders for all keys, so that files share a flush, and a checkpoint after every few changes."""
     monkeypatch.setattr(_file_folder, "SHARDS", FOLDERS)
     monkeypatch.setattr(file_store, "SHARDS", FOLDERS)
     monkeypatch.setattr(_sqlite_worker, "_CHECKPOINT_PAGES", 20)
 
 
-# ---------------------------------------------------------------- what goes on before the power is lost
-
-
-async def use_store(store: Store, log: Log, chance: random.Random) -> None:
-    """Create, change, read and delete, several at a time; note what is tried and what is told."""
-    async with store:
-        base = await read_store(store)
-        log += [("found", key, what) for key, what in base.items()]
-
-        async def change(key: str) -> None:
-            old, new = base[key], None
-            if old is None or chance.random() < 0.8:
-                new = Stored(chance.randbytes(chance.choice(SIZES)), chance.randbytes(16))
-            expected = Expect.ABSENT if old is None else old.revision
-            log.append(("try", key, new))
-            if new is None:
-                await store.delete(key, expected=expected)
-            else:
-                await store.put(key, new.data, revision=new.revision, expected=expected)
-            log.append(("acknowledged", key, new))
-            base[key] = new
-
-        async def look(key: str) -> None:
-            log.append(("seen", key, await store.get(key)))
-
-        for _ in range(8):
-            keys = chance.sample(KEYS, chance.randint(1, len(KEYS)))
-            await asyncio.gather(*map(change, keys), look(chance.choice(KEYS)))
-
-
-async def read_store(store: Store) -> dict[str, Stored | None]:
-    found = dict(zip(KEYS, await asyncio.gather(*map(store.get, KEYS)), strict=True))
-    listed = {key async for key in store.keys()}
-    assert listed == {key for key in KEYS if found[key] is not None}
-    return found
-
-
-async def call_agents(store: Store, log: Log, chance: random.Random, durability: str = "call") -> None:
-    """Count in several calls at a time; what a reply says, of a change or only of a look, is told."""
-    async with InstanceManager(Counter, store=store, durability=durability, key_fn=same) as counters:
-        tried = {}
-        for key, count in (await read_agents(counters)).items():
-            log.append(("found", key, count))
-            tried[key] = itertools.count(count + 1)
-
-        async def count(key: str) -> None:
-            log.append(("try", key, next(tried[key])))
-            log.append(("seen", key, await counters.call(key, Counter.grow, chance.choice((10, 700)))))
-
-        async def look(key: str) -> None:
-            log.append(("seen", key, await counters.call(key, Counter.read)))
-
-        for _ in range(6):
-            keys = chance.choices(KEYS, k=chance.randint(1, 9))
-            await asyncio.gather(*map(count, keys), *map(look, KEYS[:3]))
-
-
-async def read_agents(counters: InstanceManager[Counter]) -> dict[str, int]:
-    agents = [await counters.state(key) for key in KEYS]
-    assert all(len(agent.freight) == agent.count for agent in agents), "half a change"
-    return {key: agent.count for key, agent in zip(KEYS, agents, strict=True)}
-
-
-def same(_: str, key: str) -> str:
-    return key
-
-
-def tell(allowed: Allowed, step: str, key: str, what: Any) -> None:
-    outcomes = allowed[key]
-    if step == "try":
-        outcomes.append(what)
-    elif step == "acknowledged":
-        outcomes[:] = [what]
-    elif step == "found" or what in outcomes:  # what was seen may be old by the time that it is told
-        del outcomes[: outcomes.index(what)]
-
-
-# ---------------------------------------------------------------- what is left
-
-
 class Kind(NamedTuple):
-    """A store, and what is done with it."""
+    """A store, what is done with it, and how it is looked at."""
 
     recorded: Callable[[Path, State, Log], contextlib.AbstractContextManager[Store]]
     plain: Callable[[Path], Store]
     inspect: Callable[[Path], str]
     use: Callable[[Store, Log, random.Random], Awaitable[None]] = use_store
+    look: Callable[[Store], Awaitable[dict[str, Any]]] = read_store
     nothing: Any = None
     """What an empty disk holds under each key."""
-
-
-class Case(NamedTuple):
-    state: State
-    allowed: Allowed
-    moment: int
-    lost: bool
 
 
 def leftovers(base: Path) -> str:
@@ -154,38 +63,64 @@ def integrity(base: Path) -> str:
 
 FILES = Kind(recorded_files, lambda base: FileStore(base / "s"), leftovers)
 SQLITE = Kind(recorded_sqlite, lambda base: SQLiteStore(base / "a.db"), integrity)
-CALLS = [kind._replace(use=call_agents, nothing=0) for kind in (FILES, SQLITE)]
+CALLS = [kind._replace(use=call_agents, look=look_at_agents, nothing=0) for kind in (FILES, SQLITE)]
 
 
-def cases(found: State, allowed: Allowed, log: Log, chance: random.Random, number: int) -> Iterator[Case]:
-    """Some of the disks that a power loss may leave, at any of the moments of *log*."""
-    disk = Disk(found)
+class Case(NamedTuple):
+    """What a power loss may leave."""
+
+    state: State
+    allowed: Allowed
+    moment: int
+    lost: bool
+    """Whether it is less than there was."""
+    name: Any
+    """Cases of one name are the same."""
+
+
+def follow(disk: Disk, allowed: Allowed, log: Log) -> Iterator[int]:
+    """Go through a log; at each of its moments *disk* and *allowed* are as they were then."""
+    for moment, (step, key, *rest) in enumerate(log):
+        if step not in TOLD:
+            disk.follow(step, key, *rest)
+        elif step == "try":
+            allowed[key] += rest
+        elif step == "acknowledged":
+            allowed[key] = rest
+        elif step == "found":
+            assert rest[0] in allowed[key], f"{key}: not what it was before"
+            allowed[key] = rest
+        elif rest[0] in allowed[key]:  # what was seen may be old by the time that it is told
+            del allowed[key][: allowed[key].index(rest[0])]
+        yield moment
+
+
+def cases(disk: Disk, allowed: Allowed, log: Log, chance: random.Random, number: int) -> Iterator[Case]:
+    """Some of the disks that a power loss may leave at some moments of *log*."""
     times = collections.Counter(chance.choices(range(len(log)), k=number))
-    for moment, entry in enumerate(log):
-        if entry[0] in TOLD:
-            tell(allowed, *entry)
-        else:
-            disk.follow(*entry)
+    told = 0
+    for moment in follow(disk, allowed, log):
+        told += log[moment][0] in ("acknowledged", "seen", "found")
         whole = disk.whole() if times[moment] else {}
         for _ in range(times[moment]):
             state = disk.lose_power(chance)
-            yield Case(state, copy.deepcopy(allowed), moment, state != whole)
+            name, lost = (told, frozenset(state.items())), state != whole
+            if "a.db" in state and chance.random() < 0.3:
+                state["a.db-shm"] = File(chance.randbytes(40_000))  # it is mapped, never flushed, and of no use
+            yield Case(state, copy.deepcopy(allowed), moment, lost, name)
 
 
 async def sign_of(kind: Kind, base: Path, case: Case) -> str:
     """What is wrong with a disk, or nothing."""
     put_on(base, case.state)
     try:
-        if kind.nothing is None:
-            async with kind.plain(base) as store:
-                found = await read_store(store)
-        else:
-            async with InstanceManager(Counter, store=kind.plain(base), key_fn=same) as counters:
-                found = await read_agents(counters)
+        found = await kind.look(kind.plain(base))
     except CorruptRecordError:
         return "torn"
     except OverwinterError as error:
-        return type(error).__name__
+        return type(error.__cause__ or error).__name__
+    except AssertionError as error:
+        return str(error)
     for key, outcomes in case.allowed.items():
         if found[key] not in outcomes:
             return "lost" if found[key] == kind.nothing else "old"
@@ -194,48 +129,82 @@ async def sign_of(kind: Kind, base: Path, case: Case) -> str:
     return sign
 
 
-async def lose_power(kind: Kind, base: Path, chance: random.Random, *, lives: int, number: int) -> list[tuple[str, bool]]:
-    """Live, lose power, live on from one of the disks that may be left, and so on. Each disk's sign, and if it lost anything."""
-    found: State = {}
-    allowed: Allowed = {key: [kind.nothing] for key in KEYS}
-    signs: list[tuple[str, bool]] = []
+async def lose_power(kind: Kind, base: Path, chance: random.Random, *, lives: int, number: int) -> list[Case]:
+    """Live, and see what a power loss may leave; live on from there, or after a kill, and so on.
+
+    Returns all cases, if all is well with them.
+
+    Raises:
+        AssertionError: "the disk is" and the sign of the first that is wrong.
+    """
+    disk, allowed = Disk({}), {key: [kind.nothing] for key in KEYS}
+    seen: list[Case] = []
     base.mkdir(exist_ok=True)
     for life in range(lives):
         log: Log = []
-        put_on(base / "life", found)
-        with kind.recorded(base / "life", found, log) as store:
+        put_on(base / "life", disk.whole())
+        with kind.recorded(base / "life", disk.whole(), log) as store:
             await kind.use(store, log, chance)
         shutil.rmtree(base / "life")
-        distinct = {frozenset(case.state.items()): case for case in cases(found, allowed, log, chance, number)}
-        left = list(distinct.values())
-        for start in range(0, len(left), AT_ONCE):
-            some = left[start : start + AT_ONCE]
-            folders = [base / f"disk {place}" for place in range(AT_ONCE)]
-            new = await asyncio.gather(*map(sign_of, itertools.repeat(kind), folders, some))
-            signs += zip(new, (case.lost for case in some), strict=True)
-            for sign, case in zip(new, some, strict=True):
+        tried = cases(copy.deepcopy(disk), copy.deepcopy(allowed), log, chance, number)
+        left = list({case.name: case for case in tried}.values())
+        for some in (left[start : start + AT_ONCE] for start in range(0, len(left), AT_ONCE)):
+            places = (base / f"disk {number}" for number in range(AT_ONCE))
+            signs = await asyncio.gather(*map(sign_of, itertools.repeat(kind), places, some))
+            for sign, case in zip(signs, some, strict=True):
                 if sign:
-                    steps = map(short, log[: case.moment + 1])
-                    print(f"life {life}, a disk that is {sign}:", *map(short, case.state.items()), "after", *steps, sep="\n")
-                    return signs
-        found, allowed = chance.choice(left)[:2]
-    return signs
+                    print(
+                        "left:",
+                        *map(short, case.state.items()),
+                        "after:",
+                        *map(short, log[: case.moment + 1]),
+                        sep="\n",
+                    )
+                    raise AssertionError(f"the disk is {sign} in life {life}")
+        seen += left
+        if chance.random() < 0.5:  # a kill takes nothing from the disk, and flushes nothing
+            collections.deque(follow(disk, allowed, log[: chance.randrange(len(log)) + 1]), maxlen=0)
+        else:
+            last = chance.choice(left)
+            disk, allowed = Disk(last.state), last.allowed
+    return seen
 
 
-def short(entry: tuple) -> str:
+def short(entry: tuple[Any, ...]) -> str:
     return " ".join(f"{len(part)} bytes" if isinstance(part, bytes) else str(part)[:60] for part in entry)
-
-
-# ---------------------------------------------------------------- tests
 
 
 @pytest.mark.parametrize("kind", [FILES, SQLITE, *CALLS], ids=["files", "sqlite", "calls on files", "calls on sqlite"])
 async def test_a_power_loss_at_any_moment_loses_nothing_that_was_told(in_memory, proof, kind):
     for turn in range(proof.size(run=3, long=30)):
-        signs = await lose_power(kind, in_memory, proof.chance(turn), lives=3, number=200)
-        assert {sign for sign, _ in signs} == {""}, f"turn {turn}"
-        proof.count(disks=len(signs), that_lost_something=sum(lost for _, lost in signs))
+        seen = await lose_power(kind, in_memory / str(turn), proof.chance(turn), lives=4, number=200)
+        proof.count(disks=len(seen), that_lost_something=sum(case.lost for case in seen))
     assert proof.counts["that lost something"] > proof.size(run=300, long=3000)
+
+
+# ---------------------------------------------------------------- whether it would be found out
+
+
+def test_a_disk_may_be_left_in_every_way_that_fsync_allows(proof):
+    one, two = b"1" * 512, b"2" * 512
+    disk = Disk({"b": File(b"old")})
+    for step in (("create", "a"), ("write", "a", 0, one + two), ("rename", "a", "b")):
+        disk.follow(*step)
+    chance = proof.chance()
+    names, contents = set(), set()
+    for _ in range(5000):
+        state = disk.lose_power(chance)
+        names.add(tuple((name, file.data != b"old") for name, file in sorted(state.items())))
+        contents |= {file.data for file in state.values()} - {b"old"}
+    assert names == {(("b", False),), (("b", True),), (("a", True), ("b", False)), (("a", True), ("b", True))}
+    nothing = bytes(512)
+    assert contents >= {b"", one, one + two, one + nothing, nothing + two, nothing * 2, one + FOREIGN, FOREIGN + two}
+    assert any(data.startswith(one + two[:9]) and data.endswith(b"\0") for data in contents), "no torn sector"
+    disk.follow("flush", "b")
+    assert {file.data for _ in range(100) for file in disk.lose_power(chance).values()} == {b"old", one + two}
+    disk.follow("flush folder", ".")
+    disk.follow("unlink", "b")
+    assert {tuple(disk.lose_power(chance).items()) for _ in range(100)} == {(), (("b", File(one + two)),)}
 
 
 class NeverFlushesFiles(RecordingFiles):
@@ -289,34 +258,30 @@ class ForgetsTheFolder(RecordingVFS):
 
 
 FOUND_OUT = [
-    (FILES, NeverFlushesFiles, {"torn"}),
-    (FILES, NeverFlushesFolders, {"lost", "old"}),
-    (FILES, ForgetsTheFolderOfFolders, {"lost"}),
-    (FILES, FlushesAfterTheRename, {"torn"}),
-    (SQLITE, FlushesNothing, {"lost", "old"}),
-    (SQLITE, FlushesTheLogAlone, {"lost", "old", "torn", "damaged"}),
-    (SQLITE, FlushesTheDatabaseAlone, {"lost", "old", "torn"}),
-    (SQLITE, ForgetsTheFolder, {"lost"}),
+    (FILES, NeverFlushesFiles, "torn"),
+    (FILES, NeverFlushesFolders, "lost|old|StoreUnavailableError"),
+    (FILES, ForgetsTheFolderOfFolders, "lost|StoreUnavailableError"),
+    (FILES, FlushesAfterTheRename, "torn"),
+    (SQLITE, FlushesNothing, "lost|old|torn"),
+    (SQLITE, FlushesTheLogAlone, "lost|old|torn|damaged"),
+    (SQLITE, FlushesTheDatabaseAlone, "lost|old|torn"),
+    (SQLITE, ForgetsTheFolder, "lost|UsageError"),
 ]
 
 
-async def first_sign(kind: Kind, base: Path, proof: Proof) -> str:
-    """What is wrong first with a store that should be found out."""
-    for turn in range(5):
-        signs = await lose_power(kind, base / str(turn), proof.chance(turn), lives=2, number=200)
-        if signs[-1][0]:
-            return signs[-1][0]
-    return ""
+async def find_out(kind: Kind, base: Path, proof: Proof, signs: str) -> None:
+    with pytest.raises(AssertionError, match=f"the disk is ({signs})"):
+        for turn in range(5):
+            await lose_power(kind, base / str(turn), proof.chance(turn), lives=3, number=200)
 
 
-@pytest.mark.parametrize(("kind", "disk", "signs"), FOUND_OUT)
+@pytest.mark.parametrize(("kind", "disk", "signs"), FOUND_OUT, ids=[disk.__name__ for _, disk, _ in FOUND_OUT])
 async def test_a_flush_that_is_left_out_is_found_out(in_memory, proof, kind, disk, signs):
-    bad = kind._replace(recorded=functools.partial(kind.recorded, kind=disk))
-    assert await first_sign(bad, in_memory, proof) in signs
+    await find_out(kind._replace(recorded=functools.partial(kind.recorded, kind=disk)), in_memory, proof, signs)
 
 
 @pytest.mark.parametrize("level", ["NORMAL", "OFF"])
-async def test_a_database_that_is_less_than_full_in_its_flushes_is_found_out(in_memory, proof, monkeypatch, level):
+async def test_a_database_that_flushes_less_than_it_must_is_found_out(in_memory, proof, monkeypatch, level):
     connect = _sqlite_db.connect
 
     def lazily(path: str) -> apsw.Connection:
@@ -325,10 +290,10 @@ async def test_a_database_that_is_less_than_full_in_its_flushes_is_found_out(in_
         return connection
 
     monkeypatch.setattr(_sqlite_db, "connect", lazily)
-    assert await first_sign(SQLITE, in_memory, proof) in ("lost", "old")
+    await find_out(SQLITE, in_memory, proof, "lost|old|torn")
 
 
 @pytest.mark.parametrize("kind", CALLS, ids=["files", "sqlite"])
 async def test_a_manager_that_tells_too_early_is_found_out(in_memory, proof, kind):
     early = kind._replace(use=functools.partial(call_agents, durability="hibernate"))
-    assert await first_sign(early, in_memory, proof) in ("lost", "old")
+    await find_out(early, in_memory, proof, "lost|old|told others too early")
