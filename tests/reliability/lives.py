@@ -1,7 +1,7 @@
 """What goes on in a store before the power is lost, and what is read of it later; all that is told goes into a log.
 
-("try", key, what) stands before a change was asked for, ("acknowledged", …) and ("seen", …) where its outcome and what a
-look found was told, and ("found", …) what was there at first.
+("try", key, what) stands before a change was asked for, ("acknowledged", …) where it was told that it is done, ("seen", …)
+where it was told what is there, and ("found", …) what was there at first.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ __all__ = ["FOLDERS", "KEYS", "call_agents", "look_at_agents", "read_store", "us
 FOLDERS = ["00", "01", "02"]  # of 256, so that several files share a flush
 KEYS = list(itertools.islice((key for key in map(str, range(10_000)) if name_of(key)[:2] in FOLDERS), 6))
 SIZES = (10, 700, 5000, 70_000)
-ROUNDS = (0, 2, 8)  # of changes in a life: the opening and the closing are to be cut off as well
 
 
-async def use_store(store: Store, log: Log, chance: random.Random) -> None:
+async def use_store(store: Store, log: Log, chance: random.Random, rounds: int) -> None:
     """Create, change, read and delete, several at a time; note what is tried and what is told."""
     async with store:
         base = await _read(store)
@@ -48,7 +47,7 @@ async def use_store(store: Store, log: Log, chance: random.Random) -> None:
         async def look(key: str) -> None:
             log.append(("seen", key, await store.get(key)))
 
-        for _ in range(chance.choice(ROUNDS)):
+        for _ in range(rounds):
             keys = chance.sample(KEYS, chance.randint(1, len(KEYS)))
             await asyncio.gather(*map(change, keys), look(chance.choice(KEYS)))
 
@@ -102,7 +101,7 @@ class Tally(Agent, name="tally"):
         raise Complaint(self.count)
 
 
-async def call_agents(store: Store, log: Log, chance: random.Random, durability: str = "call") -> None:
+async def call_agents(store: Store, log: Log, chance: random.Random, rounds: int, durability: str = "call") -> None:
     """Count in several calls at a time; what replies, items of streams and exceptions say is told."""
     context: dict[str, Any] = {}
     options = {"durability": durability, "context": context, "key_fn": same}
@@ -131,7 +130,7 @@ async def call_agents(store: Store, log: Log, chance: random.Random, durability:
             except Complaint as complaint:
                 log.append(("seen", key, complaint.args[0]))
 
-        for _ in range(chance.choice(ROUNDS)):
+        for _ in range(rounds):
             ways = chance.choices((grow, grow, grow_twice, look, complain), k=9)
             await asyncio.gather(*(way(chance.choice(KEYS)) for way in ways))
 

@@ -139,8 +139,11 @@ def recorded_sqlite(
 
     def fsync(descriptor: int) -> None:
         flush(descriptor)
-        if Path(f"/proc/self/fd/{descriptor}").readlink() == base:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path == base:
             vfs.note("flush folder", ".")
+        elif path.parent == base:
+            vfs.note("flush", path.name)
 
     if "a.db" not in found:
         vfs.note("create", "a.db")  # which the store does by itself, and flushes the folder

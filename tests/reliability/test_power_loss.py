@@ -26,6 +26,7 @@ from overwinter.stores import FileStore, SQLiteStore, Store, _file_folder, _sqli
 from overwinter.stores import file as file_store
 
 AT_ONCE = 8
+ROUNDS = (0, 2, 8)  # of changes in a life: the opening and the closing are to be cut off as well
 TOLD = ("try", "acknowledged", "seen", "found")
 
 Allowed = dict[str, list[Any]]
@@ -46,7 +47,7 @@ class Kind(NamedTuple):
     recorded: Callable[[Path, State, Log], contextlib.AbstractContextManager[Store]]
     plain: Callable[[Path], Store]
     inspect: Callable[[Path], str]
-    use: Callable[[Store, Log, random.Random], Awaitable[None]] = use_store
+    use: Callable[[Store, Log, random.Random, int], Awaitable[None]] = use_store
     look: Callable[[Store], Awaitable[dict[str, Any]]] = read_store
     nothing: Any = None
     """What an empty disk holds under each key."""
@@ -129,6 +130,16 @@ async def sign_of(kind: Kind, base: Path, case: Case) -> str:
     return sign
 
 
+async def live(kind: Kind, base: Path, disk: Disk, chance: random.Random, rounds: int) -> Log:
+    """What happens on a disk as it is now."""
+    log: Log = []
+    put_on(base, disk.whole())
+    with kind.recorded(base, disk.whole(), log) as store:
+        await kind.use(store, log, chance, rounds)
+    shutil.rmtree(base)
+    return log
+
+
 async def lose_power(kind: Kind, base: Path, chance: random.Random, *, lives: int, number: int) -> list[Case]:
     """Live, and see what a power loss may leave; live on from there, or after a kill, and so on.
 
@@ -141,11 +152,7 @@ async def lose_power(kind: Kind, base: Path, chance: random.Random, *, lives: in
     seen: list[Case] = []
     base.mkdir(exist_ok=True)
     for life in range(lives):
-        log: Log = []
-        put_on(base / "life", disk.whole())
-        with kind.recorded(base / "life", disk.whole(), log) as store:
-            await kind.use(store, log, chance)
-        shutil.rmtree(base / "life")
+        log = await live(kind, base / "life", disk, chance, chance.choice(ROUNDS))
         tried = cases(copy.deepcopy(disk), copy.deepcopy(allowed), log, chance, number)
         left = list({case.name: case for case in tried}.values())
         for some in (left[start : start + AT_ONCE] for start in range(0, len(left), AT_ONCE)):
@@ -163,11 +170,15 @@ async def lose_power(kind: Kind, base: Path, chance: random.Random, *, lives: in
                     raise AssertionError(f"the disk is {sign} in life {life}")
         seen += left
         if chance.random() < 0.5:  # a kill takes nothing from the disk, and flushes nothing
-            collections.deque(follow(disk, allowed, log[: chance.randrange(len(log)) + 1]), maxlen=0)
+            exhaust(follow(disk, allowed, log[: chance.randrange(len(log)) + 1]))
         else:
             last = chance.choice(left)
             disk, allowed = Disk(last.state), last.allowed
     return seen
+
+
+def exhaust(steps: Iterator[int]) -> None:
+    collections.deque(steps, maxlen=0)
 
 
 def short(entry: tuple[Any, ...]) -> str:
@@ -180,6 +191,22 @@ async def test_a_power_loss_at_any_moment_loses_nothing_that_was_told(in_memory,
         seen = await lose_power(kind, in_memory / str(turn), proof.chance(turn), lives=4, number=200)
         proof.count(disks=len(seen), that_lost_something=sum(case.lost for case in seen))
     assert proof.counts["that lost something"] > proof.size(run=300, long=3000)
+
+
+@pytest.mark.parametrize("kind", [FILES, SQLITE], ids=["files", "sqlite"])
+async def test_what_a_killed_writer_left_is_not_told_before_it_is_durable(in_memory, proof, kind):
+    chance = proof.chance()
+    log = await live(kind, in_memory / "first", Disk({}), chance, rounds=4)
+    for flush in (moment for moment, (step, *_) in enumerate(log) if step.startswith("flush")):
+        disk, allowed = Disk({}), {key: [None] for key in KEYS}
+        exhaust(follow(disk, allowed, log[:flush]))
+        again = await live(kind, in_memory / "second", disk, chance, rounds=0)
+        told = [step == "found" for step, *_ in again]
+        exhaust(follow(disk, allowed, again[: len(told) - told[::-1].index(True)]))
+        for _ in range(10):
+            case = Case(disk.lose_power(chance), allowed, flush, lost=True, name=None)
+            assert await sign_of(kind, in_memory / "disk", case) == "", f"after a kill before step {flush}"
+        proof.count(kills=1, disks=10)
 
 
 # ---------------------------------------------------------------- whether it would be found out
