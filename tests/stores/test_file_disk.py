@@ -1,4 +1,4 @@
-"""A FileStore on a disk that fails or loses power: which outcomes are definite, and what is left."""
+"""A FileStore on a disk that fails: which outcomes are definite, and what is left."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import asyncio
 import errno
 import itertools
 import os
-import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from storing import create, new, open_files
 
-from overwinter.errors import CorruptRecordError, OutcomeUnknownError, RevisionConflictError, StoreUnavailableError
+from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StoreUnavailableError
 from overwinter.stores import Expect, FileStore, Stored
 from overwinter.stores._file_frame import name_of
 from overwinter.stores._file_layer import Files
-from overwinter.stores._file_record import load
 
 
 @pytest.fixture
@@ -258,191 +254,3 @@ async def test_a_disk_that_hangs_is_unknown_to_a_put_and_unavailable_to_a_get(tm
         with pytest.raises(OutcomeUnknownError, match="did not answer"):
             await put
         stuck.set()
-
-
-# ---------------------------------------------------------------- power
-
-
-LIVES = [f"key {number}" for number in range(4)]
-
-
-class Recording(Files):
-    """Does what it is told, and notes it in an order in which it may have happened. All wait before each flush."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple] = []
-        self.meeting = threading.Barrier(1)
-
-    def create(self, name, folder):
-        descriptor = super().create(name, folder)
-        self.log.append(("create", target(folder).name, name))
-        return descriptor
-
-    def write(self, descriptor, data):
-        self.log.append(("write", target(descriptor).name, bytes(data)))
-        return super().write(descriptor, data)
-
-    def fsync(self, descriptor):
-        path = target(descriptor)
-        self.meeting.wait(20)
-        super().fsync(descriptor)
-        self.log.append(("flush folder" if path.is_dir() else "flush", path.name))
-
-    def rename(self, old, new, folder):
-        self.log.append(("rename", target(folder).name, old, new))
-        super().rename(old, new, folder)
-
-    def unlink(self, name, folder):
-        self.log.append(("unlink", target(folder).name, name))
-        super().unlink(name, folder)
-
-
-class NeverFlushesFiles(Recording):
-    def fsync(self, descriptor):
-        if target(descriptor).is_dir():
-            super().fsync(descriptor)
-
-
-class NeverFlushesFolders(Recording):
-    def fsync(self, descriptor):
-        if not target(descriptor).is_dir():
-            super().fsync(descriptor)
-
-
-class FlushesTooLate(Recording):
-    def rename(self, old, new, folder):
-        super().rename(old, new, folder)
-        flushed = max(n for n, entry in enumerate(self.log) if entry == ("flush", old))
-        self.log.append(self.log.pop(flushed))
-
-
-def disks(log: list[tuple]) -> Iterator[dict[str, dict[str, bytes]]]:
-    """Every state in which a disk may be that lost its power: what was not flushed is there, or not, or torn."""
-    content: dict[str, bytes] = {}
-    flushed: set[str] = set()
-    kept: dict[str, dict[str, str]] = {}  # folder -> name -> the name under which the file was created
-    waiting: dict[str, list[tuple]] = {}
-    for step, *rest in log:
-        if step == "create":
-            content[rest[1]] = b""
-            waiting.setdefault(rest[0], []).append(("link", rest[1], rest[1]))
-        elif step == "write":
-            content[rest[0]] += rest[1]
-        elif step == "flush":
-            flushed.add(rest[0])
-        elif step == "rename":
-            waiting[rest[0]].append(("move", rest[1], rest[2]))
-        elif step == "unlink":
-            waiting.setdefault(rest[0], []).append(("gone", rest[1], None))
-        elif step == "flush folder":
-            apply(kept.setdefault(rest[0], {}), waiting.pop(rest[0], []))
-    choices = [
-        [(folder, chosen) for size in range(len(steps) + 1) for chosen in itertools.combinations(steps, size)]
-        for folder, steps in waiting.items()
-    ]
-    for choice in itertools.product(*choices):
-        names = {folder: dict(entries) for folder, entries in kept.items()}
-        for folder, steps in choice:
-            apply(names.setdefault(folder, {}), steps)
-        seen = {inode for entries in names.values() for inode in entries.values()} - flushed
-        for cut in (None, 0, 1, 2) if seen else (None,):
-            yield {
-                folder: {
-                    name: content[inode] if inode in flushed or cut is None else content[inode][: cut * 20]
-                    for name, inode in entries.items()
-                }
-                for folder, entries in names.items()
-            }
-
-
-def apply(entries: dict[str, str], steps) -> None:
-    for kind, one, other in steps:
-        if kind == "link":
-            entries[one] = other
-        elif kind == "move":
-            entries[other] = entries.pop(one, one)  # the file may be kept under its new name alone
-        else:
-            entries.pop(one, None)
-
-
-class OnDisk(Files):
-    """Reads such a state."""
-
-    def __init__(self, state: dict[str, dict[str, bytes]]) -> None:
-        self.state = state
-        self.found = b""
-
-    def open(self, name, folder):
-        entries = self.state.get(name[:2], {})
-        if name not in entries:
-            raise FileNotFoundError
-        self.found = entries[name]
-        return -1
-
-    def stat(self, descriptor):
-        return SimpleNamespace(st_mode=stat.S_IFREG, st_uid=os.geteuid(), st_size=len(self.found))
-
-    def read(self, descriptor, size, offset):
-        return self.found[offset : offset + size]
-
-    def close(self, descriptor):
-        """Nothing."""
-
-
-async def year(path: Path, files: Recording) -> list[tuple]:
-    """Creates, changes and deletes, several at a time; ("ack", key, what it holds now) stands where it was told."""
-    store = FileStore(path)
-    store._files = files
-    async with store:
-        files.log.clear()
-        files.meeting = threading.Barrier(len(LIVES))  # so that each life has something unflushed at a time
-
-        async def life(key: str) -> None:
-            base: bytes | Expect = Expect.ABSENT
-            for _ in range(2):
-                for data in (b"first" * 3, b"second" * 40):
-                    revision = new()
-                    files.log.append(("try", key, Stored(data, revision)))
-                    await store.put(key, data, revision=revision, expected=base)
-                    files.log.append(("ack", key, Stored(data, revision)))
-                    base = revision
-                files.log.append(("try", key, None))
-                await store.delete(key, expected=base)
-                files.log.append(("ack", key, None))
-                base = Expect.ABSENT
-
-        await asyncio.gather(*map(life, LIVES))
-    return files.log
-
-
-def verdicts(log: list[tuple]) -> Iterator[str]:
-    """For every state and key: what is wrong there, or nothing."""
-    allowed: dict[str, list[Stored | None]] = {key: [None] for key in LIVES}
-    shard = SimpleNamespace(path="", descriptor=-1)
-    for end in range(1, len(log) + 1):
-        step, key, *what = log[end - 1]
-        if step == "try":
-            allowed[key].append(what[0])
-        elif step == "ack":
-            allowed[key] = [what[0]]
-        for state in disks([entry for entry in log[:end] if entry[0] not in ("try", "ack")]):
-            for key, outcomes in allowed.items():
-                try:
-                    found = load(OnDisk(state), shard, name_of(key), key, whole=True)
-                except CorruptRecordError:
-                    yield "torn"
-                else:
-                    yield "" if found in outcomes else "lost" if found is None else "old"
-
-
-def test_a_power_loss_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path):
-    found = list(verdicts(asyncio.run(year(tmp_path / "s", Recording()))))
-    assert set(found) == {""}
-    assert len(found) > 1000 * len(LIVES), "too few states"
-
-
-@pytest.mark.parametrize(
-    ("files", "sign"), [(NeverFlushesFiles, "torn"), (NeverFlushesFolders, "lost"), (FlushesTooLate, "torn")]
-)
-def test_a_store_that_does_not_flush_is_found_out(tmp_path, files, sign):
-    assert sign in verdicts(asyncio.run(year(tmp_path / "s", files())))

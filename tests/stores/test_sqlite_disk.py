@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
+import os
+import shutil
 from pathlib import Path
 
 import apsw
 import pytest
-from storing import create, new
+from storing import create, new, open_files
 
 from overwinter.errors import (
     OutcomeUnknownError,
@@ -128,6 +131,29 @@ async def test_a_checkpoint_that_fails_loses_nothing(tmp_path, disk, monkeypatch
             await create(store, f"key {number}", b"x" * 5000)
     async with SQLiteStore(tmp_path / "a.db") as store:
         assert all([await store.get(f"key {number}") for number in range(60)])
+
+
+async def test_a_log_that_can_not_be_flushed_is_not_read_from(tmp_path, monkeypatch):
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        revision = await create(store, "key")
+        for suffix in ("", "-wal"):  # as a killed process leaves them
+            shutil.copy(f"{tmp_path}/a.db{suffix}", f"{tmp_path}/b.db{suffix}")
+    descriptors, flush, failed = open_files(), os.fsync, []
+
+    def fail(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "b.db-wal":
+            failed.append(descriptor)
+            raise OSError(errno.EIO, "as asked")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreUnavailableError, match="SQLITE_IOERR_FSYNC"):
+        await SQLiteStore(tmp_path / "b.db").__aenter__()
+    assert failed
+    assert open_files() == descriptors
+    monkeypatch.setattr(os, "fsync", flush)
+    async with SQLiteStore(tmp_path / "b.db") as store:
+        assert await store.head("key") == revision
 
 
 async def test_the_log_is_copied_into_the_database_now_and_then(tmp_path):
