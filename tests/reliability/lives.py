@@ -1,7 +1,7 @@
 """What goes on in a store before the power is lost, and what is read of it later; all that is told goes into a log.
 
-("try", key, what) stands before a change was asked for, ("acknowledged", …) where it was told that it is done, ("seen", …)
-where it was told what is there, and ("found", …) what was there at first.
+("try", key, what) stands before a change was asked for, ("acknowledged", …) where it was told that it is done,
+("seen", …) where it was told what is there, and ("found", …) what was there at first.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def read_store(store: Store) -> dict[str, Any]:
 
 async def _read(store: Store) -> dict[str, Stored | None]:
     found = dict(zip(KEYS, await asyncio.gather(*map(store.get, KEYS)), strict=True))
-    listed = {key async for key in store.keys()}
+    listed = {key async for key in store.keys()}  # noqa: SIM118  # a store is no dictionary
     assert listed == {key for key in KEYS if found[key] is not None}, "listed wrongly"
     return found
 
