@@ -163,13 +163,8 @@ async def lose_power(
             signs = await asyncio.gather(*map(sign_of, itertools.repeat(kind), places, some))
             for sign, case in zip(signs, some, strict=True):
                 if sign:
-                    print(
-                        "left:",
-                        *map(short, case.state.items()),
-                        "after:",
-                        *map(short, log[: case.moment + 1]),
-                        sep="\n",
-                    )
+                    print("left:", *map(short, case.state.items()), sep="\n")
+                    print("after:", *map(short, log[: case.moment + 1]), sep="\n")
                     put_on(keep / "disk", case.state)
                     raise AssertionError(f"the disk is {sign} in life {life}: see {keep / 'disk'}")
         seen += left
