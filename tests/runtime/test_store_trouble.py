@@ -455,3 +455,17 @@ async def test_delete_waits_for_the_put_and_releases_what_it_covered():
         assert await outcome(call) == 2
         assert await outcome(delete) is None
         assert await stored(store.inner) is None
+
+
+async def test_a_delete_that_happened_is_never_called_undone_when_the_store_then_goes_down():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("head", down)  # it looks whether anything is left
+        with pytest.raises(OutcomeUnknownError, match="delete it again"):
+            await counters.delete("ada")
+        assert not await stored(store)
+        await counters.delete("ada")
+        store.fail("head", down)
+        with pytest.raises(StoreUnavailableError):
+            await counters.delete("ada")  # it was not there: nothing happened

@@ -21,6 +21,7 @@ from ..errors import (
     OutcomeUnknownError,
     OverwinterError,
     ReentrantCallError,
+    StoreUnavailableError,
     SupersededError,
 )
 from ..stores.base import Expect
@@ -236,6 +237,7 @@ class Registry(Generic[A]):
 
     async def delete(self, key: str) -> None:
         """End the life of *key* without saving, and delete whatever is stored under it."""
+        begun = False
         while key in self.servers or key in self._deleting:
             server = self.servers.get(key)
             if server is None:
@@ -249,10 +251,14 @@ class Registry(Generic[A]):
                     await server.delete()
                 except (Retired, AgentDeletedError):
                     continue
-        await self._delete_stored(key)
+                begun = True
+        await self._delete_stored(key, begun)
 
-    async def _delete_stored(self, key: str) -> None:
-        """Delete a record that nobody has alive, readable or not; the next life of the key waits for that."""
+    async def _delete_stored(self, key: str, begun: bool) -> None:
+        """Delete a record that nobody has alive, readable or not; the next life of the key waits for that.
+
+        *begun*: its life was deleted, so that a failure from here on no longer means that nothing happened.
+        """
         store = self.home.keeper.store
         if store is None:
             return
@@ -265,9 +271,18 @@ class Registry(Generic[A]):
                     head = await store.in_time(store.head(store_key))
                 except CorruptRecordError:
                     await store.in_time(store.delete(store_key, expected=Expect.ANY), OutcomeUnknownError)
+                    begun = True
                 else:
                     if head is not None:
                         await store.in_time(store.delete(store_key, expected=head), OutcomeUnknownError)
+                        begun = True
+        except StoreUnavailableError as error:
+            if not begun:
+                raise
+            raise OutcomeUnknownError(
+                f"{self.home.kind.name} {key!r}: it was deleted, and then the store could not say whether "
+                "anything is left of it; delete it again"
+            ) from error
         finally:
             del self._deleting[key]
             done.set_result(None)
