@@ -153,7 +153,7 @@ class Folder:
             self._files.unlink(f"{_MARKER}.tmp", self._root)
         descriptor = self._files.create(f"{_MARKER}.tmp", self._root)
         try:
-            self._files.write(descriptor, _TEXT.format(_FORMAT).encode())
+            self._files.write_all(descriptor, _TEXT.format(_FORMAT).encode())
             self._files.fsync(descriptor)
         finally:
             self._files.close(descriptor)

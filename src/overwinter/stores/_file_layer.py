@@ -45,6 +45,12 @@ class Files:
     def write(self, descriptor: int, data: bytes | memoryview) -> int:
         return os.write(descriptor, data)
 
+    def write_all(self, descriptor: int, data: bytes) -> None:
+        """Write *data* to its end: a disk that is nearly full, or a signal, may end a write early without an error."""
+        left = memoryview(data)
+        while left:
+            left = left[self.write(descriptor, left) :]
+
     def begin_writing(self, descriptor: int) -> None:
         """Have the disk begin with it, and don't wait."""
         with contextlib.suppress(OSError):  # advice; the flush tells

@@ -148,9 +148,7 @@ class FileWriter:
         try:
             head = pack(job.key, job.revision, len(job.data))
             for part in (head + job.data,) if len(job.data) < _ONE_WRITE else (head, job.data):
-                left = memoryview(part)
-                while left:
-                    left = left[self._files.write(draft.descriptor, left) :]
+                self._files.write_all(draft.descriptor, part)
         except OSError:
             self._files.close(draft.descriptor)
             shard.discard(temporary)
