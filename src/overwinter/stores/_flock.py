@@ -89,7 +89,10 @@ class LockFile:
             with _descriptors_guard:
                 self.descriptor = os.open(name or self.path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside)
                 _descriptors.add(self.descriptor)
+            if not self._known:
+                refuse_strangers(self.path, os.fstat(self.descriptor), folder=self._folder)
         except OSError as error:
+            self.close()
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
                 with contextlib.suppress(OSError):  # what is above it is gone: then that is the error
                     refuse_strangers(self.path, os.lstat(self.path), folder=self._folder)
@@ -98,9 +101,6 @@ class LockFile:
                 f"the {what} {self.path} can't be opened ({os.strerror(error.errno or 0)}): "
                 "the store needs a folder that this process may write to"
             ) from None
-        try:
-            if not self._known:
-                refuse_strangers(self.path, os.fstat(self.descriptor), folder=self._folder)
         except BaseException:
             self.close()
             raise
@@ -132,9 +132,12 @@ class LockFile:
     def unlock(self) -> None:
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-        except OSError:
+        except OSError as error:
             if not self._folder:  # as above
-                raise
+                raise StoreUnavailableError(
+                    f"the lock file {self.path} can't be unlocked ({os.strerror(error.errno or 0)}): "
+                    "others wait until it is; put the store on a local file system"
+                ) from None
 
     def sign(self, *, shared: bool) -> None:
         """Write down who holds the lock, for those who wait."""

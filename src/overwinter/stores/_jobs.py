@@ -266,16 +266,20 @@ class Desk(ABC):
         try:
             self._worker.start()
         except Exception as error:  # noqa: BLE001  # whatever it is, open() raises it
-            self._worker.stop()
-            self._tell(self._resolve, self._ready, error)
-            self._tell(self._resolve, self._ended, None)
+            try:
+                self._worker.stop()
+            finally:
+                self._tell(self._resolve, self._ready, error)
+                self._tell(self._resolve, self._ended, None)
             return False
         self._tell(self._resolve, self._ready, None)
         return True
 
     def _stop_worker(self) -> None:
-        self._worker.stop()
-        self._tell(self._resolve, self._ended, None)
+        try:
+            self._worker.stop()
+        finally:  # whoever closes the store must not wait for a thread that failed in its last act
+            self._tell(self._resolve, self._ended, None)
 
     def _work(self, batch: list[Job]) -> None:
         try:

@@ -28,7 +28,10 @@ class Reader:
         self._connection: apsw.Connection | None = None
 
     def start(self) -> None:
-        self._connection = db.connect(self._path)
+        try:
+            self._connection = db.connect(self._path)
+        except apsw.Error as error:
+            raise db.refusal(error, self._path) from None
 
     def work(self, batch: list[Job]) -> None:
         # Those that wait go into one statement each for gets and heads. Where that fails, each job is tried by itself,

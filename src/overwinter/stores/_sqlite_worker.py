@@ -5,6 +5,8 @@ This file knows transactions and their outcomes. It does not know futures or eve
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Sequence
 
@@ -40,7 +42,15 @@ class Writer:
         self._checkpoint_at = _CHECKPOINT_PAGES
 
     def start(self) -> None:
-        db.prepare(self._path)
+        try:
+            db.prepare(self._path)
+        except OSError as error:
+            if isinstance(error, StoreUnavailableError):
+                raise
+            why = os.strerror(error.errno or 0)
+            raise StoreUnavailableError(
+                f"{self._path} can't be opened ({why}): see the disk and the system's log"
+            ) from None
         self._lock.open()
         deadline = time.monotonic() + self._timeout
         self._hold(deadline)
@@ -49,6 +59,10 @@ class Writer:
             db.initialise(self._connection, self._path, deadline)
             self._watch_log(self._connection)
             self._file = db.identity(self._path)
+            if self._file is None:  # or no write would ever find the file that it was opened with
+                raise StoreUnavailableError(
+                    f"{self._path} can't be looked at, or is gone: see the disk, and open it again"
+                )
         except apsw.Error as error:
             raise db.refusal(error, self._path) from None
         finally:
@@ -89,15 +103,11 @@ class Writer:
     def stop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            locked = self._lock.acquire(time.monotonic() + min(self._timeout, _CLOSING_PATIENCE))
-            try:
-                if locked:
+            with contextlib.suppress(StoreUnavailableError):  # without the lock the log stays, for the next who opens
+                if self._lock.acquire(time.monotonic() + min(self._timeout, _CLOSING_PATIENCE)):
                     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-                db.disconnect(connection)
-            finally:
-                if locked:
-                    self._lock.release()
-        self._lock.close()
+            db.disconnect(connection)
+        self._lock.close()  # which unlocks it
 
     # ------------------------------------------------------------ a transaction
 
