@@ -136,17 +136,24 @@ class Disk:
     def make_readonly(self) -> None:
         _mount("-o", "remount,ro", str(self.path))
 
+    def grow(self) -> None:
+        _mount("-o", "remount,size=1m", str(self.path))
+
 
 def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.fixture
-def disk() -> Iterator[Disk]:
-    """A tmpfs of 600 KB. Where none can be mounted the test is skipped, but never in CI: there it fails."""
+def disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
+    """A tmpfs of 600 KB, or of the size that a test gives.
+
+    Where none can be mounted the test is skipped, but never in CI: there it fails.
+    """
+    size = getattr(request, "param", "600k")
     path = Path(tempfile.mkdtemp(prefix="overwinter-test-"))  # not in pytest's folder, which it could not clear then
     try:
-        _mount("-t", "tmpfs", "-o", "size=600k,mode=700", "overwinter-test", str(path))
+        _mount("-t", "tmpfs", "-o", f"size={size},mode=700", "overwinter-test", str(path))
     except (OSError, subprocess.CalledProcessError) as error:
         path.rmdir()
         told = getattr(error, "stderr", "") or str(error)
