@@ -25,8 +25,9 @@ __all__ = ["CALLS", "ERRNOS", "SYNCS", "Board", "Fault", "Seen", "missing", "sup
 ERRNOS = ["EIO", "ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES"]
 SYNCS = {"fsync", "fdatasync"}
 
-_MACHINES = ["x86_64", "aarch64"]
-# Numbers on those machines, and which argument says the file: a descriptor, a path, or a folder and a path in it.
+_MACHINES = {"x86_64": 0, "aarch64": 1}
+# Numbers on those machines, not all of which have each call; and where its file is: a descriptor in that argument, a path
+# in the first, or a folder in the first and a path in it in the second.
 CALLS = {
     "close": (3, 57, "fd 0"),
     "fchown": (93, 55, "fd 0"),
@@ -54,7 +55,9 @@ CALLS = {
     "utimensat": (280, 88, "at"),
     "write": (1, 64, "fd 0"),
 }
-_SECCOMP, _PIDFD_GETFD = {"x86_64": (317, 438), "aarch64": (277, 438)}.get(platform.machine(), (-1, -1))
+_MACHINE = _MACHINES.get(platform.machine(), 0)
+_NAMES = {numbers[_MACHINE]: name for name, numbers in CALLS.items()}
+_SECCOMP, _PIDFD_GETFD = (317, 277)[_MACHINE], 438
 _ALL_THREADS_AND_A_LISTENER = 1 | 1 << 3 | 1 << 4
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _GO_ON = 1
@@ -120,13 +123,14 @@ class Seen:
 
 def watch(calls: set[str], parent: socket.socket) -> int:
     """Have all threads of this process ask *parent* before each of *calls*; return the descriptor that they ask."""
-    numbers = [CALLS[name][_MACHINES.index(platform.machine())] for name in calls]
+    numbers = [CALLS[name][_MACHINE] for name in calls]
     wanted = [number for number in numbers if number is not None]
     steps = [(0x20, 0, 0, 0)]  # load the number of the call
     steps += [(0x15, len(wanted) - place, 0, number) for place, number in enumerate(wanted)]
     steps += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x7FC00000)]  # allow; ask
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
     program = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(code)))
+    _libc.prctl(1, signal.SIGKILL)  # it ends with its parent, whom it would ask in vain
     if _libc.prctl(38, 1, 0, 0, 0) != 0:  # no new privileges, without which it takes root
         raise OSError(ctypes.get_errno(), "prctl")
     listener: int = _libc.syscall(_SECCOMP, 1, _ALL_THREADS_AND_A_LISTENER, program)
@@ -140,8 +144,10 @@ def watch(calls: set[str], parent: socket.socket) -> int:
 def supervise(
     pid: int, child_socket: socket.socket, fault: Fault | None, folder: str, board: Board, *, flush_again: bool = False
 ) -> Seen:
-    """Answer the child *pid* until it ends; reap it. It must watch, end with status 0, and not *flush_again* by a
-    descriptor whose flush failed.
+    """Answer the child *pid* until it ends, and reap it.
+
+    It must ``watch``, and end with status 0; and, unless it may *flush_again*, leave a descriptor alone whose flush
+    failed.
     """
     seen = Seen()
     listener = child_socket.recv(16)
@@ -187,9 +193,6 @@ class _Child:
     seen: Seen
     flush_again: bool
     unflushable: set[int] = field(default_factory=set)
-    names: dict[int, str] = field(
-        default_factory=lambda: {numbers[_MACHINES.index(platform.machine())]: name for name, numbers in CALLS.items()}
-    )
 
 
 def _answer(listener: int, child: _Child) -> None:
@@ -199,7 +202,7 @@ def _answer(listener: int, child: _Child) -> None:
     except FileNotFoundError:
         return  # its thread is gone
     number, thread, _, call, _, _, *arguments = _CALL.unpack(buffer)
-    name = child.names[call]
+    name = _NAMES[call]
     error = _verdict(child, name, thread, arguments)
     if error == "short":
         answer = _ANSWER.pack(number, _write_half(child, name, thread, arguments), 0, 0)
@@ -257,7 +260,10 @@ def _text(thread: int, address: int) -> str:
 
 
 def _memory(thread: int, address: int, size: int) -> bytes:
-    descriptor = os.open(f"/proc/{thread}/mem", os.O_RDONLY)
+    try:
+        descriptor = os.open(f"/proc/{thread}/mem", os.O_RDONLY)
+    except FileNotFoundError:
+        return b""  # it was killed meanwhile, and gets no answer
     try:
         return os.pread(descriptor, size, address)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 
 import apsw
@@ -76,50 +75,6 @@ async def test_closing_on_a_full_disk_says_whom_it_could_not_store(disk):
     assert (caught.value.not_stored, caught.value.unknown, caught.value.abandoned) == (("ada",), (), ())
     disk.free()
     assert await counts(path, ["ada", "bob"]) == {"ada": 1, "bob": 0}  # the older record is untouched
-
-
-async def test_a_full_disk_fails_calls_and_loses_nothing_that_was_acknowledged(disk):
-    path, acknowledged, _ = disk.path / "agents.db", dict.fromkeys("abcd", 0), collect_reports()
-    async with InstanceManager(Counter, store=SQLiteStore(path), store_patience=0.1) as counters:
-
-        async def fill(key):
-            while True:
-                await counters.call(key, Counter.grow, SIZE)
-                acknowledged[key] += 1
-
-        failures = await asyncio.gather(*map(fill, acknowledged), return_exceptions=True)
-        assert {type(failure) for failure in failures} == {StoreUnavailableError}
-        assert "repeat the call later" in str(failures[0])
-        assert str(SIZE) not in str(failures)
-        assert sum(acknowledged.values()) > 4
-        disk.fill()
-        for key in acknowledged:  # the log may have had room for one or two more
-            with pytest.raises(StoreUnavailableError):
-                await fill(key)
-        # Reads go on, and see what is stored: what failed did not happen.
-        assert {key: await counters.call(key, Counter.read) for key in acknowledged} == acknowledged
-        assert await counts_of(counters, acknowledged) == acknowledged
-
-        disk.free()
-        for key in acknowledged:
-            await again(counters.call, key, Counter.increment, 0)
-        await again(counters.call, "new", Counter.grow, 1)
-        acknowledged["new"] = 1
-        assert counters.stats().dirty == 0
-    assert await counts(path, acknowledged) == acknowledged
-
-
-async def counts_of(counters, keys):
-    return {key: (await counters.state(key)).count for key in keys}
-
-
-async def again(call, *arguments):
-    """Repeat a call that a manager whose store was down may turn away once more, while it finds out."""
-    async with asyncio.timeout(20):
-        while True:
-            with contextlib.suppress(StoreUnavailableError):
-                return await call(*arguments)
-            await asyncio.sleep(0)
 
 
 async def test_a_disk_that_turns_readonly_fails_calls_and_keeps_what_is_there(disk):

@@ -231,19 +231,6 @@ async def test_short_writes_and_reads_are_gone_on_with(tmp_path, disk):
             assert await store.get(f"key {size}") == Stored(data, revision)
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
-@pytest.mark.parametrize("step", ["open", "create", "write", "fsync file", "fsync folder", "rename"])
-async def test_an_open_that_fails_leaves_nothing_open_and_can_be_repeated(tmp_path, disk, step, number):
-    descriptors, threads = open_files(), threading.active_count()
-    disk.fail(step, number)
-    with pytest.raises(StoreUnavailableError, match=os.strerror(number)):
-        await FileStore(tmp_path / "s").__aenter__()
-    assert (open_files(), threading.active_count()) == (descriptors, threads)
-    disk.heal()
-    async with FileStore(tmp_path / "s") as store:
-        await create(store, "key")
-
-
 async def test_a_disk_that_hangs_is_unknown_to_a_put_and_unavailable_to_a_get(tmp_path, disk):
     stuck = threading.Event()
     async with FileStore(tmp_path / "s", timeout=0.05) as store:
