@@ -41,7 +41,12 @@ from overwinter.testing import ManualClock
 
 KEYS = ["ada", "bob", "cy", "dee", "eve", "fay"]
 SIZE = 1500
-DURABILITIES: dict[str, Any] = {"call": "call", "interval": Interval(5), "hibernate": "hibernate"}
+DURABILITIES: dict[str, dict[str, Any]] = {
+    "call": {"durability": "call"},
+    "shared": {"durability": "call", "shared": True},
+    "interval": {"durability": Interval(5)},
+    "hibernate": {"durability": "hibernate"},
+}
 # Without one of these nothing becomes durable, so while they fail for ever nothing may be said to be.
 NEEDED = {"file": {"write", "fsync", "renameat"}, "sqlite": {"pwrite64", "fdatasync"}}
 
@@ -88,6 +93,7 @@ class Life:
 
     def __init__(self, case: Case, folder: str, prefix: str, board: Board) -> None:
         self.case, self.folder, self.prefix, self.board = case, folder, prefix, board
+        self.gated = DURABILITIES[case.durability]["durability"] == "call"
         self.may: dict[str, set[int | None]] = {key: {None} for key in KEYS}
         """What each agent's count may be, for all that we were told; ``None``: it is absent."""
         self.stored: dict[str, int | None] = dict.fromkeys(KEYS)
@@ -108,7 +114,7 @@ class Life:
         return InstanceManager(
             Counter,
             store=make_store(self.case.store, self.folder, 0.05 if busy else 5.0),
-            durability=DURABILITIES[self.case.durability],
+            **DURABILITIES[self.case.durability],
             store_patience=1,
             idle_timeout=60,
             clock=self.clock,
@@ -159,7 +165,7 @@ class Life:
                 self.wrong.append(f"grow {key} made it {answer}, and it was one of {was}")
             self.may[key] = {answer}
             self.doubtful.discard(key)
-            if self.case.durability == "call":
+            if self.gated:
                 self.durable(f"grow {key}", fired)
                 self.stored[key] = answer
             elif self.must_fail(fired):
@@ -273,7 +279,7 @@ class Life:
             self.wrong.append(f"close: {answer!r}")
         if not isinstance(answer, CloseError):
             return
-        if answer.not_stored and self.case.durability == "call":
+        if answer.not_stored and self.gated:
             self.wrong.append(f"close could not store what was durable: {answer}")
         for key in (*answer.not_stored, *answer.unknown, *answer.abandoned):
             # Anything from what is stored to what was acknowledged last, but that only if nobody knows.
@@ -296,7 +302,7 @@ class Life:
 
     def crash(self) -> None:
         """It ends here: what was acknowledged in memory may be lost, back to what is stored."""
-        if self.case.durability != "call":
+        if not self.gated:
             for key, low in self.stored.items():
                 high = max(value or 0 for value in self.may[key])
                 self.may[key] |= {low, *range((low or 0) + 1, high)}

@@ -26,8 +26,8 @@ ERRNOS = ["EIO", "ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES"]
 SYNCS = {"fsync", "fdatasync"}
 
 _MACHINES = {"x86_64": 0, "aarch64": 1}
-# Numbers on those machines, not all of which have each call; and where its file is: a descriptor in that argument, a path
-# in the first, or a folder in the first and a path in it in the second.
+# Numbers on those machines, not all of which have each call; and where its file is: a descriptor in that argument, a
+# path in the first, or a folder in the first and a path in it in the second.
 CALLS = {
     "close": (3, 57, "fd 0"),
     "fchown": (93, 55, "fd 0"),
