@@ -19,6 +19,7 @@ SRC = Path(__file__).parent.parent / "src" / "overwinter"
 HOUSE = (
     "errors",
     "_types",
+    "_depth",
     "_clock",
     "agent",
     "record",
@@ -33,7 +34,7 @@ HOUSE = (
     "testing",
     "__init__",
 )
-PURE = ("errors", "_types", "agent", "record", "runtime._lifecycle")  # no I/O, no tasks, no threads, no clock
+PURE = ("errors", "_types", "_depth", "agent", "record", "runtime._lifecycle")  # no I/O, no tasks, no threads, no clock
 IMPURE = frozenset({
     "asyncio", "concurrent", "fcntl", "io", "logging", "multiprocessing", "os", "pathlib", "random", "secrets",
     "select", "selectors", "shutil", "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "time",

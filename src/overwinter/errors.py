@@ -102,7 +102,7 @@ class ReentrantCallError(OverwinterError, RuntimeError):
 
 
 class AlreadyAppliedError(OverwinterError):
-    """A call with this ``call_id`` was made before, and its reply was not kept: too large, or no plain data."""
+    """A call with this ``call_id`` was made before, and its reply can't be given: too large, or no plain data."""
 
 
 class CallIdReusedError(OverwinterError, ValueError):

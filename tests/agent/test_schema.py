@@ -417,6 +417,40 @@ def test_an_old_record_that_is_no_map_of_fields_is_corrupt(body: bytes) -> None:
         thaw(schema(Session, 3), body, version=1)
 
 
+class Loose(Base):
+    any: Any = None
+    at: datetime | None = None
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"any": msgspec.msgpack.Ext(5, b"")}, "Ext under Any"),
+        ({"any": datetime(2026, 1, 1, tzinfo=UTC)}, "datetime under Any"),
+        ({"any": [{1: 2}]}, "int as a key under Any"),
+        ({"at": "2026-01-01T00:00:00+05:00"}, "in another zone than UTC"),
+    ],
+)
+def test_a_record_that_only_another_writer_could_have_made_is_corrupt(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(CorruptRecordError, match=told):
+        thaw(schema(Loose), msgspec.msgpack.encode(fields))
+
+
+class Place(msgspec.Struct, frozen=True):
+    x: int
+
+
+class Both(Base):
+    by_place: dict[Place, int] = {}
+    tool: Tool | None = None
+
+
+def test_a_model_may_stand_beside_keys_that_are_maps() -> None:
+    both = Both(by_place={Place(1): 2}, tool=Tool(name="t"))
+    it = schema(Both)
+    assert thaw(it, it.encode(both))[0] == both
+
+
 def test_the_chain_of_upcasts_is_checked() -> None:
     assert sorted(collect_upcasts(Session, 3)) == [1, 2]
     with pytest.raises(TypeError, match=r"version=4 needs .* lacks @upcast\(since=3\)"):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overwinter._depth import _scan
 from overwinter.errors import CorruptRecordError
 from overwinter.record import check_depth
-from overwinter.record._depth import _scan
 
 values = st.recursive(
     st.none()

@@ -101,6 +101,30 @@ async def test_a_reply_too_large_to_keep_is_told():
         assert (await shops.state("a")).sold == 1
 
 
+async def test_a_reply_that_another_release_gave_and_this_one_can_not_is_told():
+    class Before(Agent, name="Desk"):
+        sold: int = 0
+
+        async def sell(self) -> str:
+            self.sold += 1
+            return "one"
+
+    class After(Agent, name="Desk"):
+        sold: int = 0
+
+        async def sell(self) -> int:
+            self.sold += 1
+            return self.sold
+
+    store = MemoryStore()
+    async with InstanceManager(Before, store=store) as desks:
+        assert await desks.options(call_id="1").call("a", Before.sell) == "one"
+    async with InstanceManager(After, store=store) as desks:
+        with pytest.raises(AlreadyAppliedError, match=r"none that sell\(\) returns now: read the agent"):
+            await desks.options(call_id="1").call("a", After.sell)
+        assert (await desks.state("a")).sold == 1
+
+
 async def test_a_call_that_commits_is_kept_too():
     async with InstanceManager(Shop, store=MemoryStore()) as shops:
         shop = await shops.options(call_id="1").get("a")

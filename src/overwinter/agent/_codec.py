@@ -36,6 +36,8 @@ class Codec:
     """Apart from its parts, msgspec reads it back."""
     own_exact: bool = True
     """Apart from its parts, what passes the check comes back equal."""
+    own_strict: bool = True
+    """Apart from its parts, what msgspec reads passes the check, whoever wrote it."""
     own_ordered: bool = True
     """Apart from its parts, equal values have equal bytes."""
 
@@ -63,6 +65,10 @@ class Codec:
     @cached_property
     def exact(self) -> bool:
         return all(part.own_exact for part in reach(self))
+
+    @cached_property
+    def strict(self) -> bool:
+        return all(part.own_strict and part.own_exact for part in reach(self))
 
     @cached_property
     def ordered(self) -> bool:

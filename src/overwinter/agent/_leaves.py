@@ -27,6 +27,7 @@ class Scalar(Codec):
     def __init__(self, cls: type, wire: str, refuse: Callable[[Any, str], None] | None = None) -> None:
         super().__init__(None if cls is type(None) else cls, "None" if cls is type(None) else cls.__name__)
         self.gates, self.wires, self._refuse = (cls,), frozenset({wire}), refuse
+        self.own_strict = cls not in (datetime, time)  # text may give one any zone
 
     def test(self, source: Source, var: str, depth: int) -> str:
         cls = self.gates[0]
@@ -244,6 +245,8 @@ _ADVICE = "Any means JSON values and bytes; give the field its real type"
 
 class AnyCodec(Codec):
     """JSON values and bytes: what comes back from MessagePack as it went in, without any type to go by."""
+
+    own_strict = False  # MessagePack has more, such as extensions
 
     def __init__(self, annotation: Any = Any, *, keys: frozenset[type] = _TEXT, advice: str = _ADVICE) -> None:
         super().__init__(annotation, "Any")

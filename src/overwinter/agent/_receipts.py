@@ -64,7 +64,7 @@ def reply_of(receipts: Receipts, call_id: str, function: Callable[..., Any], cal
 
     Raises:
         CallIdReusedError: the id stands for another call.
-        AlreadyAppliedError: the reply was not kept.
+        AlreadyAppliedError: the reply was not kept, or is of another type than the method's now.
     """
     found = next((receipt for receipt in receipts if receipt[0] == call_id), None)
     if found is None:
@@ -78,7 +78,13 @@ def reply_of(receipts: Receipts, call_id: str, function: Callable[..., Any], cal
         raise AlreadyAppliedError(
             f"the call of {method}() with call_id {call_id!r} was made; its reply was not kept: read the agent"
         )
-    return (_codec(function).decode(reply),)
+    try:
+        return (_codec(function).decode(reply),)
+    except Exception:  # noqa: BLE001  # another release may have stored it, and validators are the user's
+        raise AlreadyAppliedError(
+            f"the call of {method}() with call_id {call_id!r} was made; its reply is none that {method}() returns now: "
+            "read the agent"
+        ) from None
 
 
 def _size(receipt: Receipt) -> int:

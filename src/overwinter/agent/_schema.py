@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
+from .._depth import check_depth
 from ..errors import (
     AgentStateError,
     CorruptRecordError,
@@ -22,7 +23,7 @@ from ..errors import (
     OverwinterError,
 )
 from ._codec import LIMIT, encode_plain, reach, too_deep
-from ._compare import difference, levels
+from ._compare import difference
 from ._fields import UnresolvedAnnotation, agent_codec
 from ._leaves import AnyCodec, ModelCodec
 from ._leftovers import Leftovers, unknown_fields
@@ -128,11 +129,11 @@ class Schema(Generic[A]):
             if not plain:
                 codec.explain(agent, self.name, LIMIT)
             body = self._write(agent, extras)
-            if self._has_models and levels(_untyped(body)) > LIMIT:
-                raise too_deep(self.name)
+            if self._has_models:
+                check_depth(body)  # as bytes: keys that are maps have no plain form
         except AgentStateError:
             raise
-        except RecursionError:
+        except (CorruptRecordError, RecursionError):
             raise too_deep(self.name) from None
         except Exception as error:  # noqa: BLE001  # whatever refuses a value says so with the value; we say where
             raise self._unwritable(agent, error) from None
@@ -252,8 +253,8 @@ class Schema(Generic[A]):
             agent = cast(A, self._codec.decode(body))
         except Exception as error:  # noqa: BLE001  # validators are the user's; hostile bytes raise what they like
             raise self._unreadable(where, version, same, safe_text(error)) from None
-        if not same and not self._codec.ok(agent, LIMIT):
-            try:  # another shape may decode to what this one doesn't allow, such as a date under Any
+        if not (same and self._codec.strict) and not self._codec.ok(agent, LIMIT):
+            try:  # another shape, or another writer, may give what this one doesn't allow, such as a date under Any
                 self._codec.explain(agent, self.name, LIMIT)
             except AgentStateError as error:
                 raise self._unreadable(where, version, same, str(error)) from None

@@ -12,8 +12,8 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
+from .._depth import MAX_DEPTH, check_depth
 from ..errors import CorruptRecordError, NewerRecordError, StateTooLargeError
-from ._depth import MAX_DEPTH, check_depth
 
 __all__ = ["CUSTOM", "EXTRAS", "MAX_BYTES", "MAX_DEPTH", "Header", "check_depth", "pack", "seal", "unpack"]
 

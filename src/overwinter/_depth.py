@@ -5,7 +5,7 @@ It does not know what the bytes mean. Decoders recurse on the C stack, so depth 
 
 from __future__ import annotations
 
-from ..errors import CorruptRecordError
+from .errors import CorruptRecordError
 
 __all__ = ["MAX_DEPTH", "check_depth"]
 
