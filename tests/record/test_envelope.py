@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from hashlib import blake2b
 from pathlib import Path
@@ -195,25 +194,3 @@ def test_a_mutated_record_with_a_good_checksum_is_read_or_refused(path: Path, da
         return
     assert type(header) is Header
     assert type(body) is bytes
-
-
-def hostile(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).parent / "hostile.py"
-    return subprocess.run(
-        [sys.executable, script, GOLDEN / "format-1", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def test_hostile_bytes_import_open_and_execute_nothing() -> None:
-    done = hostile()
-    assert (done.returncode, done.stderr) == (0, "")
-    assert int(done.stdout) > 19_900  # a mutation may put back what it took
-
-
-def test_the_watcher_of_hostile_bytes_is_awake() -> None:
-    done = hostile("--prove")
-    assert (done.returncode, done.stderr) == (3, "decoding caused open\n")
