@@ -29,22 +29,35 @@ def patience() -> float:
 
 
 async def cancelled_everywhere(
-    start: Callable[[], Coroutine[Any, Any, Any]], check: Callable[[], Awaitable[Any]], what: str
-) -> None:
-    """Run what *start* makes again and again, cancelled ever later until it isn't any more; *check* after each."""
+    start: Callable[[], Coroutine[Any, Any, Any]],
+    check: Callable[[], Awaitable[Any]],
+    what: str,
+    *,
+    each_await: int = _EACH_AWAIT,
+    each_pass: int = 0,
+) -> int:
+    """Run what *start* makes again and again, cancelled ever later until it isn't any more; *check* after each.
+
+    The first *each_await* awaits and *each_pass* passes have their turn, and of what comes then some. Returns how often
+    it was cancelled.
+    """
+    cancelled = 0
     for late in (False, True):
         at, reached = 1, True
         while reached and at < _MOST_AWAITS:
             reached = await _cancelled_at(start(), at, late, what)
+            cancelled += reached
             await within(check(), f"after a {what} that was cancelled at await {at}")
-            at += 1 if at < _EACH_AWAIT else at // 8  # so many are a loop's: not each of them is something new
+            at += 1 if at < each_await else at // 8  # so many are a loop's: not each of them is something new
     passes = 0
     while passes < _MOST_PASSES:
         reached = await _cancelled_after(start(), passes, what)
         await within(check(), f"after a {what} that was cancelled after {passes} passes of the event loop")
         if not reached:
             break
-        passes += 1 + passes // 2
+        cancelled += 1
+        passes += 1 if passes < each_pass else 1 + passes // 2
+    return cancelled
 
 
 async def within(operation: Awaitable[T], when: str, limit: float | None = None) -> T:
