@@ -502,7 +502,7 @@ CLIENTS = 16
 @pytest.mark.parametrize("shared_store", ["valkey", "redis", "postgres", "s3"], indirect=True)
 async def test_clients_that_are_cancelled_at_random_get_their_own_answers(proof: Proof, shared_store: Store) -> None:
     chance = proof.chance("when")
-    rounds = proof.size(run=500, long=10_000) // 4 // CLIENTS + 1
+    rounds = proof.size(run=500, long=10_000) // CLIENTS + 1
     world = World(shared_store, Book, "call")
     async with world.manager:
         world.before |= asyncio.all_tasks()  # those of connections
