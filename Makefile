@@ -5,6 +5,8 @@ STORE ?= sqlite
 
 VENV := .venv
 BENCH := .venv-bench
+FUZZ := .venv-fuzz
+FUZZ_SECONDS ?= 180
 BIN := $(VENV)/bin
 INSTALL := bin/python -m pip --quiet --disable-pip-version-check --no-input install
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
@@ -12,7 +14,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 SELF := $(PIP) install --no-deps --no-build-isolation --editable .
 TYPED := $(wildcard src examples demo tests/typing/accepted.py) # rejected.py beside it is checked by a test
 
-.PHONY: demo bench test soak strace lint ruff mypy pyright constraints clean
+.PHONY: demo bench test soak fuzz strace lint ruff mypy pyright constraints clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # one pip at a time in one environment
 
@@ -37,6 +39,10 @@ strace:
 # The proofs in the sizes for before a release: an hour or two. Writes its report into docs/reliability.md.
 soak: $(VENV)/test.stamp strace
 	$(BIN)/python -m pytest tests/reliability --soak --report -n $$(nproc) --dist worksteal
+
+# Hostile records, guided by coverage. What reached something new is kept for the next run.
+fuzz: $(FUZZ)/fuzz.stamp
+	$(FUZZ)/bin/python tests/reliability/fuzz.py $(FUZZ)/corpus -max_total_time=$(FUZZ_SECONDS)
 
 lint: ruff mypy pyright
 
@@ -68,6 +74,12 @@ $(BENCH)/bench.stamp: benchmarks/constraints.txt pyproject.toml | $(VENV)/venv.s
 	$(BENCH)/$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(FUZZ)/fuzz.stamp: tests/reliability/fuzz.txt pyproject.toml | $(VENV)/venv.stamp
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/$(INSTALL) --require-hashes --no-deps -r tests/reliability/fuzz.txt
+	$(FUZZ)/$(INSTALL) --no-deps --no-build-isolation --editable .
+	touch $@
+
 # Debian ships python3 without ensurepip; as root this can be mended here, else the message says how.
 $(VENV)/venv.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -85,7 +97,8 @@ constraints:
 	$(COMPILE) pyproject.toml --group build --group demo --group test --group servers --group lint -o constraints.txt
 	$(COMPILE) pyproject.toml --group build --group demo -c constraints.txt -o demo/requirements.txt
 	$(COMPILE) pyproject.toml --group build --group servers --group bench -o benchmarks/constraints.txt
+	$(COMPILE) pyproject.toml --group build --group fuzz -c constraints.txt -o tests/reliability/fuzz.txt
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(FUZZ) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
