@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import collections
+import dataclasses
 import pathlib
 from abc import abstractmethod
 from collections.abc import AsyncIterator
@@ -280,6 +281,16 @@ def a_mutable_default_with_something_in_it():
         tags: list[str] = ["a"]
 
 
+def a_default_of_another_type():
+    class Bad(Agent):
+        count: int = "none"
+
+
+def a_default_made_by_dataclasses():
+    class Bad(Agent):
+        tags: list[str] = dataclasses.field(default_factory=list)
+
+
 def load_with_too_few_parameters():
     class Bad(Agent):
         def dump(self) -> Any:
@@ -344,6 +355,8 @@ BAD = [
     (an_init_of_its_own, r"Bad.*__init__.*on_start"),
     (an_init_of_a_mixin, r"Bad.*__init__.*on_start"),
     (a_mutable_default_with_something_in_it, r"default_factory"),
+    (a_default_of_another_type, r"Bad.*count.*default is a str, not int"),
+    (a_default_made_by_dataclasses, r"Bad.*tags.*default is a Field, not list.*default_factory"),
     (load_with_too_few_parameters, r"Bad.*'load'.*version"),
     (dump_with_a_parameter, r"Bad.*'dump'"),
     (on_stop_with_a_parameter, r"Bad.*'on_stop'"),

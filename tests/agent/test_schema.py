@@ -405,6 +405,12 @@ def test_a_failing_upcast_says_which(cls: type[Any], told: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_dict_whose_keys_are_maps_is_nothing_that_an_upcast_can_be_given() -> None:
+    body = b"\x81\xa1n\x81\x81\xa3sku\xa1x\x05"  # {"n": {{"sku": "x"}: 5}}
+    with pytest.raises(MigrationError, match="keys are maps.*load"):
+        thaw(schema(Raises, 2), body, version=1)
+
+
 def test_the_error_of_an_upcast_is_the_cause() -> None:
     with pytest.raises(MigrationError) as caught:
         thaw(schema(Raises, 2), b"\x80", version=1)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 import msgspec
 
-from ._codec import Codec, reach
+from ._codec import LIMIT, Codec, reach
 from ._containers import DictCodec, FixedTupleCodec, ItemsCodec, UnionCodec
 from ._leaves import SCALARS, AnyCodec, Constrained, EnumCodec, LiteralCodec, ModelCodec, scalar
 from ._models import dec_hook, is_model
@@ -36,6 +36,8 @@ _ABSTRACT: dict[Any, type] = {
     collections.abc.Mapping: dict,
     collections.abc.MutableMapping: dict,
 }
+_Later = msgspec.defstruct("_Later", [("made", list[int], msgspec.field(default_factory=list))])
+_FACTORY = type(_Later.__struct_defaults__[0])  # which msgspec doesn't export
 _ITEMS = (list, set, frozenset)
 _WAY_OUT = "mark the field transient(), or override dump and load"
 _INSTEAD = {
@@ -80,6 +82,12 @@ def agent_codec(cls: Any) -> RecordCodec:
     found.fill(codecs)
     for name, part in codecs.items():
         _settle(part, f"{where}: field {name}")
+    for name, default in zip(reversed(names), reversed(cls.__struct_defaults__), strict=False):
+        if type(default) is not _FACTORY and default is not msgspec.NODEFAULT and not codecs[name].fits(default, LIMIT):
+            raise TypeError(
+                f"{where}: field {name}: its default is a {type(default).__name__}, not {codecs[name].label}; an empty "
+                "list, set or dict may stand as it is, other values that change need msgspec.field(default_factory=…)"
+            )
     return found
 
 

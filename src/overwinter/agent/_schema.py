@@ -286,6 +286,11 @@ class Schema(Generic[A]):
         try:
             data = _untyped(body)
         except Exception as error:  # noqa: BLE001  # hostile bytes raise what they like
+            if "hashable" in str(error):  # which msgspec has no type of error for
+                raise MigrationError(
+                    f"{where}: the record of version {version} holds a dict whose keys are maps, which no @upcast "
+                    "can be given; the stored bytes are unchanged. Read it with a load() of the class's own"
+                ) from None
             raise self._unreadable(where, version, True, safe_text(error)) from None
         for since in range(version, self.version):
             step = self._upcasts.get(since)
