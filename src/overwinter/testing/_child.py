@@ -20,7 +20,7 @@ from ..errors import UsageError
 from ..stores.base import Expect, Revision, Store
 from ._factory import Factory, from_arguments, store_of
 
-__all__ = ["content", "main", "step_of"]
+__all__ = ["content", "main", "step_of", "tell", "wait_for_a_tracer"]
 
 _DELETES = 5  # each fifth step deletes
 _TRACED = 6
@@ -100,16 +100,17 @@ def write_often(factory: Factory, writers: str, die_at: str, *names: str) -> Non
         child = os.fork()
         if child == 0:
             signal.alarm(_HANGS)
-            _wait_for_a_tracer()
+            wait_for_a_tracer()
             asyncio.run(_with(factory, write, name, writers, die_at))
             os._exit(0)
         tell("pid", child)
         tell("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
-def _wait_for_a_tracer() -> None:
+def wait_for_a_tracer() -> None:
+    """Wait until every thread of this process is traced."""
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1))  # where Yama would let only an ancestor do it
-    while "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
+    while any("TracerPid:\t0\n" in task.read_text() for task in Path("/proc/self/task").glob("*/status")):
         time.sleep(0.001)
 
 

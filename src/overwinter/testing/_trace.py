@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-__all__ = ["STRACE", "killing", "kills", "verdicts", "was_killed", "watching"]
+__all__ = ["CHANGES", "STRACE", "killing", "kills", "verdicts", "was_killed", "watching"]
 
 _WRITES = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
 _SYNCS = ("fsync", "fdatasync", "sync_file_range", "msync", "sync", "syncfs")
@@ -29,7 +29,7 @@ _TRACED = "trace=" + ",".join(f"?{name}" for name in _WRITES + _SYNCS + _NAMES)
 STRACE = ("strace", "-f", "--seccomp-bpf", "-y", "-s", "100000", "-e", _TRACED, "-e", "signal=none")
 
 # Not writev: the child says with it what was acknowledged.
-_CHANGES = ("write", "pwrite64", "pwritev", "pwritev2", "ftruncate", "fallocate", "copy_file_range", "utimensat",
+CHANGES = ("write", "pwrite64", "pwritev", "pwritev2", "ftruncate", "fallocate", "copy_file_range", "utimensat",
             *_SYNCS, "rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat")  # fmt: skip
 
 _LINE = re.compile(r"(\d+) +(.*)")
@@ -167,7 +167,7 @@ def _file_of(call: Call) -> str:
 
 def watching(strace: str, trace: Path) -> list[str]:
     """The command before a command whose calls that change files are to be seen in *trace*."""
-    names = ",".join(f"?{name}" for name in (*_CHANGES, "writev"))
+    names = ",".join(f"?{name}" for name in (*CHANGES, "writev"))
     return [strace, "-f", "--seccomp-bpf", "-y", "-e", f"trace={names}", "-e", "signal=none", "-o", str(trace)]
 
 
@@ -180,7 +180,7 @@ def kills(trace: str, number: int) -> list[tuple[str, int]]:
     began = False
     for call in _calls(trace):
         began = began or (call.name == "writev" and call.arguments.startswith("1<"))
-        if began and call.name in _CHANGES and (call.name not in ("write", "pwrite64") or _file_of(call)):
+        if began and call.name in CHANGES and (call.name not in ("write", "pwrite64") or _file_of(call)):
             counts.setdefault(call.name, Counter())[call.thread] += 1
     each = max(1, number // max(1, len(counts)))
     points: dict[tuple[str, int], None] = {}
