@@ -84,12 +84,10 @@ async def work(
         store._files = InPlace()
     mode: Any = Interval(SLOW) if durability == "interval" else durability
     if traced == "from the opening":
-        tell("ready")
-        wait_for_a_tracer()
+        be_traced()
     async with InstanceManager(Kept, store=store, durability=mode, owner_wait=0) as kept:
         if traced == "at work":
-            tell("ready")
-            wait_for_a_tracer()
+            be_traced()
 
         async def lane(key: str, step: int) -> None:
             for each in iter(int, 1) if changes is None else range(changes):
@@ -106,6 +104,13 @@ async def work(
         async with asyncio.TaskGroup() as lanes:
             for key, step in steps.items():
                 lanes.create_task(lane(key, step))
+        if traced == "at the end":
+            be_traced()
+
+
+def be_traced() -> None:
+    tell("ready")
+    wait_for_a_tracer()
 
 
 def main() -> None:
