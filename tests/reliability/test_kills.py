@@ -230,7 +230,21 @@ def books_of(kind: str, folder: Path, **options: Any) -> Books:
     return Books(f"{kind}://{folder}/agents{'.db' * (kind == 'sqlite')}", files=folder, **options)
 
 
+@pytest.fixture
+def template(worker):
+    return worker("", program="killed.py")
+
+
+@pytest.fixture
+def strace():
+    if shutil.which("strace") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "strace is not installed, so nobody is killed: install it"
+        )
+
+
 @pytest.mark.parametrize("kind", ["file", "sqlite"])
+@pytest.mark.usefixtures("strace")
 def test_a_kill_at_every_system_call_loses_nothing(kind, worker, in_memory, proof):
     size = proof.size(run=200, long=5000)
 
@@ -260,8 +274,8 @@ def place(request, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["redis", "postgres", "s3"], indirect=True)
-def test_a_kill_of_a_client_loses_nothing(place, worker, proof):
-    books, template, chance = Books(*place), worker("", program="killed.py"), proof.chance()
+def test_a_kill_of_a_client_loses_nothing(place, template, proof):
+    books, chance = Books(*place), proof.chance()
     for _ in range(proof.size(run=20, long=200)):
         kill_after(template, books, books.case(chance.choice(MODES), None), chance.choice([0, chance.randrange(200)]))
     proof.count(**books.seen)
@@ -270,19 +284,22 @@ def test_a_kill_of_a_client_loses_nothing(place, worker, proof):
 # ---------------------------------------------------------------- who tests this test
 
 
-def test_a_store_that_writes_in_place_is_found_out(worker, in_memory):
+@pytest.mark.usefixtures("strace")
+def test_a_store_that_writes_in_place_is_found_out(template, in_memory):
     books = books_of("file", in_memory / "old", bug="writes in place")
     with pytest.raises(CorruptRecordError):
-        kill_at(worker("", program="killed.py"), books, books.case("call", LIFE, "at work"), "write", 3)
+        kill_at(template, books, books.case("call", LIFE, "at work"), "write", 3)
 
 
-def test_an_acknowledgement_before_the_put_is_found_out(worker, in_memory):
+@pytest.mark.usefixtures("strace")
+def test_an_acknowledgement_before_the_put_is_found_out(template, in_memory):
     books = books_of("file", in_memory / "old", bug="acknowledges early")
     with pytest.raises(AssertionError, match="was kept at"):
-        kill_at(worker("", program="killed.py"), books, books.case("call", LIFE, "at work"), "renameat", 2)
+        kill_at(template, books, books.case("call", LIFE, "at work"), "renameat", 2)
 
 
-def test_a_fault_that_does_not_come_is_found_out(worker, in_memory, proof, monkeypatch):
+@pytest.mark.usefixtures("strace")
+def test_a_fault_that_does_not_come_is_found_out(template, in_memory, proof, monkeypatch):
     monkeypatch.setattr("test_kills.counted", lambda *_: {"mkdir": 7})
     with pytest.raises(AssertionError, match="no thread came to its call"):
-        many_kills(worker("", program="killed.py"), "sqlite", in_memory, 20, proof.chance())
+        many_kills(template, "sqlite", in_memory, 20, proof.chance())
