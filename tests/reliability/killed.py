@@ -84,10 +84,10 @@ async def work(
         store._files = InPlace()
     mode: Any = Interval(SLOW) if durability == "interval" else durability
     if traced == "from the opening":
-        be_traced()
+        wait_for_a_tracer()
     async with InstanceManager(Kept, store=store, durability=mode, owner_wait=0) as kept:
         if traced == "at work":
-            be_traced()
+            wait_for_a_tracer()
 
         async def lane(key: str, step: int) -> None:
             for each in iter(int, 1) if changes is None else range(changes):
@@ -105,12 +105,7 @@ async def work(
             for key, step in steps.items():
                 lanes.create_task(lane(key, step))
         if traced == "at the end":
-            be_traced()
-
-
-def be_traced() -> None:
-    tell("ready")
-    wait_for_a_tracer()
+            wait_for_a_tracer()
 
 
 def main() -> None:

@@ -103,13 +103,13 @@ def write_often(factory: Factory, writers: str, die_at: str, *names: str) -> Non
             wait_for_a_tracer()
             asyncio.run(_with(factory, write, name, writers, die_at))
             os._exit(0)
-        tell("pid", child)
         tell("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def wait_for_a_tracer() -> None:
-    """Wait until every thread of this process is traced."""
+    """Say that this process may be traced, and wait until every thread of it is."""
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1))  # where Yama would let only an ancestor do it
+    tell("ready", os.getpid())
     while any("TracerPid:\t0\n" in task.read_text() for task in Path("/proc/self/task").glob("*/status")):
         time.sleep(0.001)
 

@@ -67,7 +67,7 @@ class CrashTests(Hooks):
         lines: list[str] = []
         with Child("write often", factory, str(_WRITERS), str(_ENOUGH), *names) as child:
             for name, (call, number) in zip(names, points, strict=True):
-                pid = int(child.line().removeprefix("pid "))
+                pid = int(child.line().removeprefix("ready "))
                 with attached(killing(STRACE[0], trace, pid, call, number)):
                     lines = child.until("ended ")
                 if lines[-1:] != [killed]:
