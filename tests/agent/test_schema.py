@@ -407,7 +407,7 @@ def test_a_failing_upcast_says_which(cls: type[Any], told: str) -> None:
 
 def test_a_dict_whose_keys_are_maps_is_nothing_that_an_upcast_can_be_given() -> None:
     body = b"\x81\xa1n\x81\x81\xa3sku\xa1x\x05"  # {"n": {{"sku": "x"}: 5}}
-    with pytest.raises(MigrationError, match="keys are maps.*load"):
+    with pytest.raises(MigrationError, match=r"keys are maps.*load"):
         thaw(schema(Raises, 2), body, version=1)
 
 
@@ -417,7 +417,7 @@ def test_the_error_of_an_upcast_is_the_cause() -> None:
     assert type(caught.value.__cause__) is KeyError
 
 
-@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x90", b"\x81\x01\x02", b"\xff" * 40, b"\x81\x81\x01\x02\x03"])
+@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x90", b"\x81\x01\x02", b"\xff" * 40])
 def test_an_old_record_that_is_no_map_of_fields_is_corrupt(body: bytes) -> None:
     with pytest.raises(CorruptRecordError, match="ada"):
         thaw(schema(Session, 3), body, version=1)
@@ -666,17 +666,11 @@ class SubLine(Line):
     pass
 
 
-class WrongDefault(Base):
-    n: int = "x"  # type: ignore[assignment]
-
-
 def test_the_state_of_a_fresh_agent_is_checked() -> None:
     with pytest.raises(AgentStateError, match=r"Cart 'k': Cart\.owner: expected str"):
         schema(Cart).fresh({"owner": 5}, "k")
     with pytest.raises(AgentStateError, match=r"Cart\.lines\[0\]: expected exactly Line, got SubLine"):
         schema(Cart).fresh(Cart(owner="a", lines=[SubLine("a", Decimal(1))]), "k")
-    with pytest.raises(AgentStateError, match=r"WrongDefault\.n: expected int"):
-        schema(WrongDefault).fresh(None, "k")
 
 
 # ---------------------------------------------------------------- dump and load of one's own
