@@ -1,0 +1,463 @@
+"""A manager, its store and its clock do what a plain model says, whatever is asked, fails and crashes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from model import KEYS, Hooked, Late, Operation, Plain, Process, World
+
+from overwinter import Interval
+from overwinter.errors import OutcomeUnknownError, StoreUnavailableError
+from overwinter.stores.base import Stored
+
+QUIET = 1000  # passes of the loop after which something spins
+
+keys = st.sampled_from(KEYS[:2])
+whos = st.integers(0, 1)
+passes = st.sampled_from([QUIET, QUIET, 0, 1, 2, 3, 5, 8])
+scripts = st.lists(
+    st.sampled_from(["mark", "mark", "mark", "wait", "wait", "commit", "raise", "call", "back", "tell"]), max_size=4
+).map(tuple)
+
+FAULTS = {  # how an operation fails: verb, error, and whether it is done all the same
+    "put is refused": ("put", "down", lambda: StoreUnavailableError("refused"), False),
+    "put is lost": ("put", "unknown", lambda: OutcomeUnknownError("lost"), False),
+    "put lands unknown": ("put", "unknown", lambda: OutcomeUnknownError("landed"), True),
+    "put is late": ("put", "unknown", lambda: Late("on its way"), False),
+    "put is odd": ("put", "unknown", lambda: ConnectionError("odd"), True),
+    "get fails": ("get", "get", lambda: StoreUnavailableError("no get"), False),
+    "get is odd": ("get", "get", lambda: ConnectionError("odd"), False),
+    "head fails": ("head", "head", lambda: StoreUnavailableError("no head"), False),
+    "delete is refused": ("delete", "down", lambda: StoreUnavailableError("refused"), False),
+    "delete lands unknown": ("delete", "unknown", lambda: OutcomeUnknownError("landed"), True),
+}
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Its time is the model's: a timeout of asyncio's own comes when the clock is moved, and never sleeps."""
+
+    clock: Any = None
+
+    def time(self) -> float:
+        return super().time() if self.clock is None else self.clock.monotonic()
+
+
+class Machine(RuleBasedStateMachine):
+    """Runs one pass of the loop after another; everything else is said by ``model.py``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = Loop()
+        self.world = World(self.loop)
+        self.loop.clock = self.world.clock
+        self.loop.set_exception_handler(self._reported)
+        self.quiet = True
+        self.steps = 0
+        self.slots: list[Process | None] = [None]
+
+    def _reported(self, _: object, context: dict[str, Any]) -> None:
+        if "agent" not in context:
+            self.world.wrong(f"the loop got {context}")
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self, most: int) -> None:
+        """Some passes of the loop, fewer if nothing is left to do."""
+        left, ready = most, self.loop._ready
+
+        def again() -> None:
+            nonlocal left
+            left -= 1
+            self.quiet = not ready
+            if left <= 0 or (self.quiet and most - left > 2):
+                self.loop.stop()
+            else:
+                self.loop.call_soon(again)
+
+        if most:
+            self.loop.call_soon(again)
+            self.loop.run_forever()
+            if most == QUIET and left <= 0:
+                self.world.wrong("the loop spins")
+
+    def do(self, action: Any, *args: Any) -> Any:
+        """Call something that needs a running loop."""
+        outcome: list[Any] = []
+
+        def act() -> None:
+            try:
+                outcome.append(action(*args))
+            except BaseException as error:
+                outcome.append(error)
+
+        self.loop.call_soon(act)
+        self.run(1)
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return outcome[0]
+
+    def wait_for(self, coroutine: Any) -> Any:
+        task = self.loop.create_task(coroutine)
+        for _ in range(50):
+            self.run(20)
+            if task.done():
+                return task.result()
+            self.advance(0.5)
+        raise AssertionError(f"it hangs: {task}")
+
+    def advance(self, seconds: float) -> None:
+        def move() -> None:
+            self.world.clock.advance(seconds)
+            for process in self.world.processes:
+                if not process.dead:
+                    process.clock.advance(seconds)
+
+        self.do(move)
+
+    # ------------------------------------------------------------ processes
+
+    @initialize(
+        durability=st.sampled_from(["call", "call", "call", 1.0, "hibernate"]),
+        cls=st.sampled_from([Plain, Hooked]),
+        shared=st.booleans(),
+        retry=st.booleans(),
+        idle=st.sampled_from([None, 5.0]),
+        turn=st.sampled_from([None, None, 8.0]),
+        live=st.sampled_from([None, None, 1]),
+        mailbox=st.sampled_from([None, None, 3]),
+        patience=st.sampled_from([0.0, 2.0, 10.0]),
+    )
+    def choose(self, durability, cls, shared, retry, idle, turn, live, mailbox, patience) -> None:
+        interval = Interval(durability) if isinstance(durability, float) else durability
+        self.options: dict[str, Any] = {"durability": interval, "store_patience": patience, "idle_timeout": idle}
+        given = {"turn_timeout": turn, "max_live": live, "max_mailbox": mailbox}
+        self.options |= {name: value for name, value in given.items() if value is not None}
+        if shared:
+            self.options["shared"] = True
+            self.slots = [None, None]
+        if retry:
+            self.options["superseded"] = "retry"
+        self.cls = cls
+        self.wait_for(self.world.disk.__aenter__())
+
+    def process(self, who: int) -> Process:
+        """The process in a place, begun if there is none."""
+        place = who % len(self.slots)
+        found = self.slots[place]
+        if found is None or found.closed or found.dead:
+            found = self.slots[place] = Process(self.world, self.cls, self.options)
+            self.world.processes.append(found)
+            self.wait_for(found.manager.open())
+        return found
+
+    # ------------------------------------------------------------ what callers do
+
+    @rule(who=whos, key=keys, script=scripts, kind=st.sampled_from(["act", "act", "act", "look", "items"]), n=passes,
+          rest=st.integers(0, 3))  # fmt: skip
+    def call(self, who, key, script, kind, n, rest) -> None:
+        process = self.process(who)
+        if kind == "items":
+            operation = Operation(process, kind, key, script[:3], rest=script[3:])
+            self._start(process, operation, n, process.consume, operation, rest)
+        else:
+            operation = Operation(process, kind, key, script)
+            self._start(process, operation, n, process.manager.call, key, getattr(self.cls, kind))
+
+    def _start(self, process: Process, operation: Operation, n: int, action: Any, *args: Any) -> None:
+        async def work() -> Any:
+            return await action(*args)
+
+        self.world.count[operation.kind] += 1
+        self.do(process.start, operation, work())
+        self.run(n)
+
+    @rule(who=whos, key=keys, script=st.sampled_from([("mark",), ("mark", "wait"), ("mark", "raise")]), n=passes)
+    def repeat(self, who, key, script, n) -> None:
+        process = self.process(who)
+        operation = Operation(process, "act", key, script, call_id="the same")
+        self._start(process, operation, n, process.manager.options(call_id="the same").call, key, self.cls.act)
+
+    @rule(who=whos, key=keys, what=st.sampled_from(["get", "find", "initial", "state", "save", "save", "stop", "stop",
+          "delete", "tell", "touch", "attach"]), n=passes)  # fmt: skip
+    def ask(self, who, key, what, n) -> None:
+        process, world = self.process(who), self.world
+        manager = process.manager
+        if process.closing:
+            return
+        if what == "tell":
+            self.do(process.tell, key)
+        elif what == "touch":
+            self.do(manager.touch, key)
+        else:
+            operation = Operation(process, what, key)
+            life = process.lives.get(key)
+            if life is not None and key in manager.keys() and not manager.inspect(key).running:
+                operation.before = life.cur
+            if what == "delete":
+                process.deleting.add(key)
+                operation.known = world.durable & set(world.disk_marks.get(key, ()))
+            initial = None
+            if what == "initial" or (what == "attach" and n % 2):
+                mark = world.new_mark(None)
+                process.initials[key].add(mark)
+                initial = {"marks": [mark], "last": mark, "size": 1}
+            match what:
+                case "attach":
+                    self._start(process, operation, n, process.hold, operation, initial)
+                case "initial":
+                    self._start(process, operation, n, lambda: manager.get(key, initial=initial))
+                case "find":
+                    self._start(process, operation, n, lambda: manager.get(key, missing="raise"))
+                case _:
+                    self._start(process, operation, n, getattr(manager, what), key)
+        self.run(n)
+
+    @rule(which=st.integers(0, 5), how=st.sampled_from(["go", "go", "cancel", "cancel key", "all go"]), n=passes)
+    def end(self, which, how, n) -> None:
+        under_way = [
+            operation for process in self.world.processes for operation in process.operations
+            if not operation.done and not process.dead and operation.kind != "close"
+        ]  # fmt: skip
+        if not under_way:
+            return
+        operation = under_way[which % len(under_way)]
+        if how == "cancel":
+            operation.cancelled = True
+            self.do(operation.task.cancel)
+        elif how == "cancel key":
+            if not operation.process.closing:
+                operation.process.cancelled.add(operation.key)
+                self.do(operation.process.manager.cancel, operation.key)
+        else:
+            for one in under_way if how == "all go" else [operation]:
+                self.do(one.go.set)
+        self.run(n)
+
+    # ------------------------------------------------------------ what happens
+
+    @rule(n=passes)
+    def go_on(self, n) -> None:
+        self.run(max(1, n))
+
+    @rule(seconds=st.sampled_from([0.03, 0.3, 1.1, 1.1, 3.0, 12.0, 31.0]), n=passes)
+    def time_passes(self, seconds, n) -> None:
+        self.advance(seconds)
+        self.run(n)
+
+    @rule(who=whos, key=keys, fault=st.sampled_from(sorted(FAULTS)), times=st.sampled_from([1, 1, 2, 5, math.inf]))
+    def trouble(self, who, key, fault, times) -> None:
+        process, (verb, kind, make, after) = self.process(who), FAULTS[fault]
+
+        def error() -> BaseException:
+            process.fired[kind, key] += 1
+            self.world.count[f"{verb}_faults"] += 1
+            return make()
+
+        process.way.fail(verb, error, times=times, after=after, key=f"{self.cls.__name__.lower()}:{key}")
+
+    @precondition(lambda self: self.world.gates < 2)
+    @rule(who=whos, verb=st.sampled_from(["put", "put", "get", "head", "delete"]), after=st.booleans())
+    def slow(self, who, verb, after) -> None:
+        process = self.process(who)
+        process.way.hold(verb, after=after)
+        process.held_since = self.world.now()
+        self.world.gates += 1
+
+    @rule(who=whos, n=passes)
+    def mend(self, who, n) -> None:
+        self.do(self.process(who).way.heal)
+        self.world.gates = sum(len(process.way._gates) for process in self.world.processes if not process.dead)
+        self.run(n)
+
+    @rule(n=passes)
+    def late(self, n) -> None:
+        self.world.count["landed_late"] += self.wait_for(self.world.disk.land())
+        self.run(n)
+
+    @rule(key=keys, what=st.sampled_from(["write", "write", "corrupt", "restore"]))
+    def outside(self, key, what) -> None:
+        world, name = self.world, f"{self.cls.__name__.lower()}:{key}"
+        stored = world.disk._records.get(name)
+        if what == "write" and key not in world.corrupt:
+            self.wait_for(world.write_behind(key, self.cls))
+        elif what == "corrupt" and stored is not None and key not in world.corrupt:
+            world.corrupt[key] = stored
+            world.ever_corrupt.add(key)
+            world.disk._records[name] = Stored(stored.data[:-1] + bytes([stored.data[-1] ^ 1]), stored.revision)
+            world.count["corrupted"] += 1
+        elif what == "restore":
+            self._restore(key)
+
+    def _restore(self, key: str) -> None:
+        if key in self.world.corrupt:
+            self.world.disk._records[f"{self.cls.__name__.lower()}:{key}"] = self.world.corrupt.pop(key)
+
+    @precondition(lambda self: self.cls is Hooked)
+    @rule(key=keys, what=st.sampled_from(["", "start marks", "start raises", "start waits", "stop marks",
+          "stop raises", "stop waits"]))  # fmt: skip
+    def hook(self, key, what) -> None:
+        self.world.hooks[key] = what
+        if not what:
+            self.do(self.world.hook_gate.set)
+
+    @precondition(lambda self: self.steps > 6)
+    @rule(who=whos, dead=st.sampled_from(["dropped", "late"]))
+    def crash(self, who, dead) -> None:
+        """As kill -9 does it: nothing of the process goes on, and what it had sent may arrive, late or never."""
+        self.steps = 0
+        process, world = self.process(who), self.world
+        since = process.manager.stats().dirty_since
+        process.dead = dead
+        for key, life in process.lives.items():
+            for mark in life.cur:
+                if world.told.get(mark) == "soft" and mark not in world.disk_marks.get(key, ()):
+                    if not world.foreign(process, key, life.since) and not (since and world.times[mark] >= since):
+                        world.wrong(f"a crash loses {mark} of {key!r}, and the loss window did not say so")
+                    world.told[mark] = "maybe"
+        home = process.manager._registry.home
+        for _ in range(5):
+            mine = {operation.task for operation in process.operations} | home.tasks | process.way.tasks
+            mine |= {process.manager._door.close_task} if process.manager._door.close_task else set()
+            for task in mine:
+                if not task.done():
+                    task.cancel()
+            self.run(20)
+        world.count["crashes"] += 1
+
+    @precondition(lambda self: self.steps > 6)
+    @rule(who=whos, deadline=st.sampled_from([0.0, 2.0, 30.0]), n=passes)
+    def close(self, who, deadline, n) -> None:
+        process, self.steps = self.process(who), 0
+        if not process.closing:
+            process.closing = True
+            self._start(process, Operation(process, "close", "a"), n, process.manager.close, deadline)
+
+    # ------------------------------------------------------------ what is always so
+
+    @invariant()
+    def nothing_is_wrong(self) -> None:
+        self.steps += 1
+        assert not self.world.violations, "\n".join(self.world.violations)
+
+    @invariant()
+    def stats_are_right(self) -> None:
+        if not self.quiet:
+            return
+        for process in self.world.processes:
+            if not (process.dead or process.closing):
+                self._check_stats(process)
+
+    def _check_stats(self, process: Process) -> None:
+        world, manager = self.world, process.manager
+        stats, live = manager.stats(), set(manager.keys())
+        for key, life in process.lives.items():
+            missing = [mark for mark in life.cur if mark not in process.dur.get(key, ())]
+            if not missing or world.foreign(process, key, life.since):
+                continue
+            if process.gated and process._put_failed(key):
+                continue
+            seen = manager.inspect(key)
+            assert seen.state != "cold", f"{key!r} is gone, and {missing} is not stored"
+            first = min(world.times[mark] for mark in missing)
+            assert seen.dirty_since is not None, f"{key!r} lacks {missing} and calls itself clean"
+            assert seen.dirty_since <= first, f"{key!r} is dirty since {first}, not {seen.dirty_since}"
+        assert stats.attached == len({one.key for one in process.operations if one.kind == "attach" and not one.done})
+        assert len(live) <= self.options.get("max_live", math.inf)
+        if self.cls is Hooked:
+            for key in live:
+                assert process.running[key] == 1, f"{key!r} is live without on_start"
+        interval = self.options["durability"]
+        if isinstance(interval, Interval) and stats.dirty_since is not None and not process.fired:
+            assert world.now() - stats.dirty_since <= interval.seconds + 1e-6, "stored later than the interval says"
+
+    # ------------------------------------------------------------ the end
+
+    def teardown(self) -> None:
+        try:
+            if not self.world.violations:
+                self._end()
+        finally:
+            for task in asyncio.all_tasks(self.loop):
+                task.cancel()
+            self.run(50)
+            self.loop.close()
+        assert not self.world.violations, "\n".join(self.world.violations)
+        World.seen.update(self.world.count)
+
+    def _end(self) -> None:
+        """All is well again: whoever waits gets an answer, and everything can be stored."""
+        world = self.world
+        world.hooks.clear()
+        alive = [process for process in world.processes if not process.dead]
+        for key in KEYS:
+            self._restore(key)
+        self.do(world.hook_gate.set)
+        for process in alive:
+            self.do(process.way.heal)
+        for _ in range(400):
+            left = [one for process in alive for one in process.operations if not one.done]
+            if not left:
+                break
+            for one in left:
+                self.do(one.go.set)
+            self.run(20)
+            self.advance(0.5)
+        assert not left, f"{left} never ended"
+        for process in alive:
+            if not process.closing:
+                process.closing = True
+                operation = Operation(process, "close", "a")
+                self._start(process, operation, 20, process.manager.close)
+                for _ in range(200):
+                    if operation.done:
+                        break
+                    self.advance(0.5)
+                    self.run(20)
+                assert operation.done, "close() hangs"
+                assert operation.error is None, f"the store is well, and close() raised {operation.error!r}"
+        self.run(QUIET)
+        self.advance(60.0)
+        self.run(QUIET)
+        self.wait_for(world.disk.land())
+        for key, mark in [(maker.key, mark) for mark, maker in world.makers.items() if maker is not None]:
+            told, there = world.told.get(mark), mark in world.disk_marks.get(key, ())
+            lost = told == "ok" or (told == "soft" and not any(world.foreign(one, key) for one in world.processes))
+            if lost and not there and mark not in world.gone:
+                world.wrong(f"{mark} of {key!r} was acknowledged, and is not stored")
+        tasks = {task for task in asyncio.all_tasks(self.loop) if not task.done()}
+        assert not tasks, f"left behind: {tasks}"
+        for process in alive:
+            timers = [timer.callback for timer in process.clock._timers if timer.callback is not None]
+            assert not timers, f"a closed manager left timers behind: {timers}"
+
+
+def explore(examples: int, number: int, phases: tuple[Phase, ...] = (Phase.generate, Phase.shrink)) -> None:
+    run_state_machine_as_test(
+        seed(number)(type("Run", (Machine,), {})),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=False,
+            report_multiple_bugs=False,
+            phases=phases,
+        ),
+    )
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_manager_does_what_the_model_says(proof, part):
+    World.seen.clear()
+    runs = proof.size(run=100, long=10_000)
+    explore(runs, proof.chance("runs").randrange(1 << 32))
+    proof.count(runs=runs, **World.seen)
+    for fault in ("put_faults", "get_faults", "head_faults", "delete_faults", "crashes", "foreign_writes"):
+        assert World.seen[fault], f"no {fault} in {runs} runs"
