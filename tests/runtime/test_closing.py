@@ -184,6 +184,26 @@ async def test_a_put_that_is_under_way_at_the_deadline_has_an_unknown_outcome(mo
     assert isinstance(await outcome(call), OutcomeUnknownError)
 
 
+async def test_a_put_that_was_tried_again_and_is_stored_in_the_last_look_is_told_as_stored():
+    store = FaultyStore(MemoryStore())
+    counters, clock = await opened(store=store)
+    store.fail("put", down)
+    call = asyncio.create_task(counters.call("ada", Counter.increment))
+    await rest()
+    gate = store.hold("put")
+    clock.advance(1)
+    await gate.reached()
+    close = asyncio.create_task(counters.close(2))
+    await rest()
+    clock.advance(1)
+    await rest()
+    clock.advance(1)
+    await rest()
+    gate.release()
+    assert isinstance(await outcome(close), CloseError)  # it did not end in time
+    assert await outcome(call) == (await stored(store.inner)).count == 1
+
+
 async def test_what_is_not_stored_is_named_though_the_store_fails_to_close_too():
     store = FaultyStore(MemoryStore())
     counters, clock = await opened(store=store, durability="hibernate", store_patience=0.01)

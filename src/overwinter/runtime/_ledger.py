@@ -480,6 +480,7 @@ class Ledger(Gate):
         tried = max(self._unknown_to, 0 if self._flight is None else self._flight[0])
         if self._timer is not None:
             self._timer.cancel()
+        self.release(self.dur)  # a last try that was stored may have nobody left to say so: its recovery was ended
         self.fail(lambda tag: _unknown(self._who) if tag <= tried else error())
         if self._recovery is not None:
             self._recovery.cancel()
