@@ -69,6 +69,7 @@ class Plain(Agent, name="plain"):
         for step in operation.script:
             await operation.step(self, step)
         operation.seal(self)
+        operation.ended = True
         return list(self.marks)
 
     @readonly
@@ -76,8 +77,7 @@ class Plain(Agent, name="plain"):
         operation = OPERATION.get()
         operation.begin(self)
         for step in operation.script:
-            if step in ("wait", "raise"):
-                await operation.step(self, step)
+            await operation.step(self, step)
         return list(self.marks)
 
     async def items(self):
@@ -137,7 +137,7 @@ class Operation:
         self.sealed: list[int] = []  # in a version, not known to be durable
         self.seen: Marks = ()
         self.life: Life | None = None
-        self.cancelled = self.done = False
+        self.cancelled = self.done = self.ended = False
         self.result: Any = None
         self.error: BaseException | None = None
         self.before: Marks | None = None  # what the life had when it was asked
@@ -156,6 +156,7 @@ class Operation:
             self._none(self.open + self.sealed)
             self.open, self.sealed = [], []
         self.attempt += 1
+        self.ended = False
         self.began_at = self.world.now()
         self.life = self.process.seen(self.key, agent, self)
         self.seen = self.life.cur
@@ -232,6 +233,8 @@ class Operation:
             case "close":
                 self._closed((), ())
             case "delete":
+                if process.lives.get(self.key) is self.life:
+                    process.lives.pop(self.key, None)
                 left = self.known & set(world.disk_marks.get(self.key, ()))
                 if left:
                     world.wrong(f"{self} returned, and {left} are still there")
@@ -256,6 +259,9 @@ class Operation:
     def _check_repeated(self, result: Marks) -> None:
         assert self.call_id is not None
         ids = self.world.replies[self.key]
+        if not set(self.sealed) <= set(result):  # superseded, and when it was tried again there was a reply
+            self._none(self.sealed)
+            self.sealed, self.attempt = [], 0
         if self.attempt and self.call_id in ids and ids[self.call_id][1] == self.world.deletions[self.key]:
             self.world.wrong(f"{self} ran again under the id {self.call_id!r}, which had a reply")
         if not self.attempt and self.call_id in ids and ids[self.call_id][0] != result:
@@ -270,7 +276,12 @@ class Operation:
         self._none(self.open)
         if isinstance(error, Boom) and self.process.gated and not self.cancelled and not self.nested:
             self.world.must_be_durable(self, self.life.cur if self.kind == "items" else self.seen, "an error")
-        if self.process.gated and type(error) in NOTHING_STORED and not self.nested:
+        if not self.process.gated or type(error) not in NOTHING_STORED or self.nested:
+            return
+        if self.kind == "items":  # what its items saw is stored, taken by the consumer or not
+            stored = self.world.durable.union(self.world.disk_marks.get(self.key, ()))
+            self._none([mark for mark in self.sealed if mark not in stored])
+        elif self.ended or not isinstance(error, ClosedError):
             self._none(self.sealed)
 
     def _none(self, marks: list[int]) -> None:
@@ -278,7 +289,7 @@ class Operation:
         for mark in marks:
             world.told[mark] = "none"
             if mark in world.durable or mark in world.disk_marks.get(self.key, ()):
-                world.wrong(f"{self} was told that it had no effect, and {mark} is stored")
+                world.wrong(f"{self} was told {self.error!r}, and {mark} is stored")
 
     def _explained(self, error: BaseException) -> bool:
         world, process, nested = self.world, self.process, self.nested
@@ -319,7 +330,7 @@ class Operation:
             case StoreUnavailableError():
                 return bool(fired)
             case ThawError():
-                return bool(fired & {"get", "held", "start"}) or bool(blamed & world.ever_corrupt)
+                return bool(fired & {"get", "held", "start"}) or process.closing or bool(blamed & (world.ever_corrupt | process.cancelled))
         return False
 
 
@@ -362,12 +373,14 @@ class Way(FaultyStore):
     async def get(self, key: str) -> Stored | None:
         process, name = self.process, key.partition(":")[2]
         self._note_held("get", key)
+        read_at = len(process.world.writers[name])
         try:
             found = await super().get(key)
         except BaseException as error:
             process.loads[name] = error
             raise
         process.loads[name] = found
+        process.read_at[name] = read_at
         if not process.dead:
             marks = () if found is None else process.world.decode(found)
             if marks is not None:
@@ -416,7 +429,7 @@ class Process:
     def __init__(self, world: World, cls: type[Plain], options: dict[str, Any]) -> None:
         self.world, self.cls, self.options = world, cls, options
         self.gated = options["durability"] == "call"
-        self.clock = ManualClock(now=world.clock.monotonic())
+        self.clock = ManualClock(now=world.clock.monotonic(), epoch=world.clock.time())
         self.way = Way(self, world.disk)
         self.manager: InstanceManager[Plain] = InstanceManager(
             cls, store=self.way, context=self, clock=self.clock, **options
@@ -425,6 +438,7 @@ class Process:
         self.closing = self.closed = False
         self.lives: dict[str, Life] = {}
         self.loads: dict[str, Any] = {}
+        self.read_at: dict[str, int] = {}
         self.dur: dict[str, Marks] = {}
         self.running: dict[str, int] = defaultdict(int)
         self.fired: Counter[tuple[str, str]] = Counter()
@@ -474,7 +488,7 @@ class Process:
             lost = [mark for mark in old.cur if mark not in marks and world.told.get(mark) in ("soft", "ok")]
             if lost:
                 world.wrong(f"{key!r} came back without {lost}, which was acknowledged")
-        life = self.lives[key] = Life(agent, marks, len(world.writers[key]))
+        life = self.lives[key] = Life(agent, marks, self.read_at.get(key, 0))
         world.note_times(marks)
         return life
 
