@@ -489,7 +489,7 @@ class InstanceManager(Generic[A]):
         """
         self._check()
         check_key(key, self._kind.name)
-        await asyncio.shield(self._home.spawn(self._registry.delete(key)))
+        await self._home.see_through(self._registry.delete(key))
 
     def keys(self) -> list[str]:
         """The keys of the live agents. For those that are stored, see ``stored_keys``."""

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from .._clock import Clock
 from ..agent import Agent, AgentType
-from ..errors import OverwinterError
+from ..errors import ClosedError, OverwinterError
 from ..persistence import Keeper
 from ._idle import IdleTracker
 from ._ledger import Terms
@@ -106,6 +106,21 @@ class Home(Generic[A]):
     def spawn(self, coroutine: Any, *, context: contextvars.Context | None = None) -> asyncio.Task[Any]:
         """Start a task that nobody's cancellation touches, and keep it from the garbage collector."""
         return self.keep(asyncio.get_running_loop().create_task(coroutine, context=context))
+
+    async def see_through(self, coroutine: Any) -> None:
+        """Await *coroutine* in a task of its own, which goes on if the caller is cancelled.
+
+        Raises:
+            ClosedError: closing gave it up. The task is cancelled then, and its caller is not.
+        """
+        task = self.spawn(coroutine)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            here = asyncio.current_task()
+            if self.closed and task.cancelled() and here is not None and not here.cancelling():
+                raise ClosedError(f"the manager of {self.kind.name} was closed before this was done") from None
+            raise
 
     def keep(self, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
         self.tasks.add(task)

@@ -76,7 +76,7 @@ class AgentServer(Arriving[A]):
             self.watch()
             raise
         if not self._leave_now():
-            await asyncio.shield(self.home.spawn(self._leave()))  # half a leave would be none
+            await self.home.see_through(self._leave())  # half a leave would be none
 
     def leave_if_clean(self) -> bool:
         """Leave here and now, in no task, if nothing has to be waited for, stored or called; return whether it did."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Self, TypeVar
 
+from ..errors import ClosedError
 from ._turn import Wait, current_turn
 
 __all__ = ["BUFFER", "Stream"]
@@ -120,8 +121,9 @@ class Stream(Generic[R_co]):
 async def _run(produce: Callable[[Any], Awaitable[None]], channel: _Channel) -> None:
     try:
         await produce(channel.send)
-    except asyncio.CancelledError as error:
-        channel.end(error)
+    except asyncio.CancelledError:
+        # Either the consumer has left, or closing gave the call up: that is no cancellation of the consumer.
+        channel.end(ClosedError("the manager was closed before this stream had ended"))
         raise
     except Exception as error:  # noqa: BLE001  # it is the consumer's
         channel.end(error)
