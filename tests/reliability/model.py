@@ -142,6 +142,7 @@ class Operation:
         self.error: BaseException | None = None
         self.before: Marks | None = None  # what the life had when it was asked
         self.nested = False
+        self.deadline = more.get("deadline", 30.0)
         self.began_at: float | None = None
 
     def __repr__(self) -> str:
@@ -233,8 +234,10 @@ class Operation:
             case "close":
                 self._closed((), ())
             case "delete":
-                if process.lives.get(self.key) is self.life:
-                    process.lives.pop(self.key, None)
+                world.writers[self.key].append(None)  # whatever lived is gone, stored or not
+                for mark in world.loose[self.key]:
+                    if world.told.get(mark) == "soft":
+                        world.told[mark] = "maybe"
                 left = self.known & set(world.disk_marks.get(self.key, ()))
                 if left:
                     world.wrong(f"{self} returned, and {left} are still there")
@@ -259,9 +262,10 @@ class Operation:
     def _check_repeated(self, result: Marks) -> None:
         assert self.call_id is not None
         ids = self.world.replies[self.key]
-        if not set(self.sealed) <= set(result):  # superseded, and when it was tried again there was a reply
-            self._none(self.sealed)
-            self.sealed, self.attempt = [], 0
+        made = self.open + self.sealed
+        if not set(made) <= set(result):  # superseded, and when it was tried again there was a reply
+            self._none(made)
+            self.open, self.sealed, self.attempt = [], [], 0
         if self.attempt and self.call_id in ids and ids[self.call_id][1] == self.world.deletions[self.key]:
             self.world.wrong(f"{self} ran again under the id {self.call_id!r}, which had a reply")
         if not self.attempt and self.call_id in ids and ids[self.call_id][0] != result:
@@ -318,7 +322,7 @@ class Operation:
             case ClosedError():
                 return process.closing
             case CloseError():
-                return bool(process.fired) or bool(world.hooks)
+                return bool(process.fired) or bool(world.hooks) or not self.deadline
             case ReentrantCallError():
                 return nested or self.parent is not None
             case AgentNotFoundError():
@@ -330,7 +334,11 @@ class Operation:
             case StoreUnavailableError():
                 return bool(fired)
             case ThawError():
-                return bool(fired & {"get", "held", "start"}) or process.closing or bool(blamed & (world.ever_corrupt | process.cancelled))
+                return (
+                    bool(fired & {"get", "held", "start"})
+                    or process.closing
+                    or bool(blamed & (world.ever_corrupt | process.cancelled))
+                )
         return False
 
 
@@ -726,7 +734,11 @@ class World:
 
     def landed(self, key: str, stored: Stored) -> None:
         """A record was written: it goes on from the one before, and holds nothing that was denied."""
-        marks, before, writer = self.decode(stored), self.disk_marks.get(key, ()), self.disk.authors.get(stored.revision)
+        marks, before, writer = (
+            self.decode(stored),
+            self.disk_marks.get(key, ()),
+            self.disk.authors.get(stored.revision),
+        )
         assert marks is not None
         if marks[: len(before)] != before:
             self.wrong(f"{key!r}: {marks} was written over {before}")

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from model import KEYS, Hooked, Late, Operation, Plain, Process, World
 
 from overwinter import Interval
@@ -262,7 +269,12 @@ class Machine(RuleBasedStateMachine):
     def puts_fail(self, who, key, fault, times) -> None:
         self.trouble(who, key, fault, times)
 
-    @rule(who=whos, key=keys, fault=st.sampled_from([name for name in FAULTS if not name.startswith("put")]), times=st.sampled_from([1, 1, 2, 5, math.inf]))
+    @rule(
+        who=whos,
+        key=keys,
+        fault=st.sampled_from([name for name in FAULTS if not name.startswith("put")]),
+        times=st.sampled_from([1, 1, 2, 5, math.inf]),
+    )
     def trouble(self, who, key, fault, times) -> None:
         process, (verb, kind, make, after) = self.process(who), FAULTS[fault]
 
@@ -344,7 +356,9 @@ class Machine(RuleBasedStateMachine):
         process, self.steps = self.process(who), 0
         if not process.closing:
             process.closing = True
-            self._start(process, Operation(process, "close", "a"), n, process.manager.close, deadline)
+            self._start(
+                process, Operation(process, "close", "a", deadline=deadline), n, process.manager.close, deadline
+            )
 
     # ------------------------------------------------------------ what is always so
 
