@@ -159,6 +159,23 @@ async def test_who_waits_for_the_store_is_told_though_a_running_call_will_not_en
         assert isinstance(await outcome(stays), StoreUnavailableError)
 
 
+async def test_an_initial_state_that_could_not_be_stored_is_shown_to_nobody_and_never_dropped():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=1, idle_timeout=5) as counters:
+        store.fail("put", down, times=math.inf)
+        await counters.get("ada", initial={"count": 7})
+        read = asyncio.create_task(counters.call("ada", Counter.read))
+        await pass_time(clock, read.done)
+        assert isinstance(read.exception(), StoreUnavailableError)
+        assert isinstance(await outcome(counters.call("ada", Counter.read)), StoreUnavailableError)
+        assert counters.stats().dirty == 1
+        clock.advance(10)
+        await rest()
+        store.heal()
+        assert await outcome(counters.call("ada", Counter.read)) == 7
+        assert (await stored(store.inner)).count == 7
+
+
 # ---------------------------------------------------------------- other owners
 
 

@@ -247,7 +247,8 @@ class Arriving(Performer[A]):
         give_key(self.agent, self.key)
         ledger.begin(home.keeper.encode(self.agent))
         home.created += 1
-        return initial is not None
+        ledger.owed = initial is not None
+        return ledger.owed
 
     async def _on_start(self) -> list[Effect]:
         kind, agent = self.home.kind, self.agent

@@ -108,6 +108,7 @@ class Ledger(Gate):
         "extras",
         "gated",
         "lost",
+        "owed",
         "paused",
         "revision",
         "store_key",
@@ -132,6 +133,8 @@ class Ledger(Gate):
         self.dirty_since: float | None = None
         self._since: float | None = None  # when the first change after the version that is being put was made
         self.lost = False
+        self.owed = False
+        """Whether what it came alive with is stored nowhere, and can't be had again: an ``initial`` state."""
         self._held_back = False  # waits until there are fewer bytes on their way
         self.paused = False
         """While it is being deleted: nothing is put."""
@@ -261,6 +264,7 @@ class Ledger(Gate):
         if error is None:
             self.revision, self.dur, self.dur_body, self.dur_receipts = revision, version, body, receipts
             self._sequence += 1
+            self.owed = False
             self.dirty_since = self._since
             if self._trouble is not None:  # it is over
                 self._trouble = None
@@ -315,6 +319,8 @@ class Ledger(Gate):
         """What ``wait`` waits for."""
         if self.lost:
             raise self.superseded()
+        if self._flight is None and tag > self.dur:
+            self.flush()  # after giving up, an initial state is put again when somebody wants to see it
         return self.enter(tag, loop)
 
     def when_durable(self, tag: int, effects: list[Effect]) -> None:
@@ -417,7 +423,10 @@ class Ledger(Gate):
         self.cur, self.cur_body, self.cur_receipts = self.dur, self.dur_body, self.dur_receipts
         assert self._trouble is not None
         self._trouble.down = True
-        self.dirty_since = None
+        if self.owed:
+            self.cur += 1  # nobody may see it before it is stored, and it must not be dropped as if it were
+        else:
+            self.dirty_since = None
         self._recovery = None
         self.fail(lambda _: why())
         self._host.refuse(None)
