@@ -128,16 +128,17 @@ class Operation:
         self.number = self.world.number()
         self.rest: tuple[str, ...] = more.get("rest", ())
         self.parent: Operation | None = more.get("parent")
-        self.sender: tuple[Operation, int, int] | None = more.get("sender")
+        self.sender: tuple[Operation, int, int, list[int]] | None = more.get("sender")
         self.call_id: str | None = more.get("call_id")
         self.go = asyncio.Event()
+        self.age = 0
         self.task: asyncio.Task[None] | None = None
         self.attempt = self.seals = 0
         self.open: list[int] = []  # made, and taken back if it raises
         self.sealed: list[int] = []  # in a version, not known to be durable
-        self.seen: Marks = ()
+        self.base: Marks = ()  # where a failure goes back to
         self.life: Life | None = None
-        self.cancelled = self.done = self.ended = False
+        self.cancelled = self.done = self.ended = self.stayed = False
         self.result: Any = None
         self.error: BaseException | None = None
         self.before: Marks | None = None  # what the life had when it was asked
@@ -154,17 +155,21 @@ class Operation:
         if self.process.dead:
             return
         if self.attempt:  # superseded="retry": what the last attempt made does not exist
+            if self.process.options.get("superseded") != "retry":
+                self.world.wrong(f"{self} began a second time, and nobody asked for that")
             self._none(self.open + self.sealed)
             self.open, self.sealed = [], []
         self.attempt += 1
-        self.ended = False
+        self.ended = self.stayed = False
         self.began_at = self.world.now()
         self.life = self.process.seen(self.key, agent, self)
-        self.seen = self.life.cur
+        self.base = self.life.cur
         if self.sender is not None:
-            who, attempt, seals = self.sender
+            who, attempt, seals, made = self.sender
             if attempt == who.attempt and who.seals <= seals:
                 self.world.wrong(f"{self} was told by {who}, which was rolled back or is not over")
+            if self.process.gated and not self.world.durable.issuperset(made):
+                self.world.wrong(f"{self} was told by {who}, and what that changed is not stored")
 
     async def step(self, agent: Plain, step: str) -> None:
         match step:
@@ -174,6 +179,11 @@ class Operation:
                 agent._add(mark)
             case "wait":
                 await self.go.wait()
+            case "stay":
+                try:
+                    await self.go.wait()
+                except asyncio.CancelledError:
+                    self.stayed = not self.cancelled
             case "commit":
                 self.seal(agent)
                 made = list(self.sealed)
@@ -187,15 +197,17 @@ class Operation:
                 self.nested = True
                 await self.process.nested(self, ("mark", "call") if step == "back" else ("mark",))
             case "tell":
-                self.process.tell(_next(self.key), sender=(self, self.attempt, self.seals))
+                self.process.tell(self.key, sender=(self, self.attempt, self.seals, self.sealed + self.open))
 
     def seal(self, agent: Plain) -> None:
         """What there is now is a version, as far as the body can tell."""
+        if self.stayed:
+            return  # it was told to end, and what it does now does not count
         self.seals += 1
         self.sealed += self.open
         self.open = []
         if self.life is not None and not self.process.dead:
-            self.life.cur = marks_of(agent)
+            self.base = self.life.cur = marks_of(agent)
             self.world.note_times(self.life.cur)
 
     # what the caller is told
@@ -266,20 +278,21 @@ class Operation:
         if not set(made) <= set(result):  # superseded, and when it was tried again there was a reply
             self._none(made)
             self.open, self.sealed, self.attempt = [], [], 0
-        if self.attempt and self.call_id in ids and ids[self.call_id][1] == self.world.deletions[self.key]:
-            self.world.wrong(f"{self} ran again under the id {self.call_id!r}, which had a reply")
-        if not self.attempt and self.call_id in ids and ids[self.call_id][0] != result:
-            self.world.wrong(f"{self} got {result}, but {self.call_id!r} was answered {ids[self.call_id][0]}")
-        if self.process.gated and self.call_id not in ids:
-            if self.attempt and self.sealed:
-                ids[self.call_id] = (result, self.world.deletions[self.key])
+        known = ids.get(self.call_id)
+        if known is not None and known[1] == self.world.deletions[self.key]:
+            if self.attempt:
+                self.world.wrong(f"{self} ran again under the id {self.call_id!r}, which had a reply")
+            elif known[0] != result:
+                self.world.wrong(f"{self} got {result}, but {self.call_id!r} was answered {known[0]}")
+        elif self.process.gated and self.attempt and self.sealed:
+            ids[self.call_id] = (result, self.world.deletions[self.key])
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, CloseError):
             self._closed(error.not_stored, error.unknown)
         self._none(self.open)
         if isinstance(error, Boom) and self.process.gated and not self.cancelled and not self.nested:
-            self.world.must_be_durable(self, self.life.cur if self.kind == "items" else self.seen, "an error")
+            self.world.must_be_durable(self, self.base, "an error")
         if not self.process.gated or type(error) not in NOTHING_STORED or self.nested:
             return
         if self.kind == "items":  # what its items saw is stored, taken by the consumer or not
@@ -564,11 +577,11 @@ class Process:
 
     # what callers do
 
-    def start(self, operation: Operation, work: Awaitable[Any]) -> Operation:
+    def start(self, operation: Operation, action: Callable[..., Awaitable[Any]], *args: Any) -> None:
         async def drive() -> None:
             OPERATION.set(operation)
             try:
-                operation.result = await work
+                operation.result = await action(*args)
             except BaseException as error:  # the model judges it
                 operation.finish(error)
             else:
@@ -576,7 +589,6 @@ class Process:
 
         operation.task = asyncio.get_running_loop().create_task(drive())
         self.operations.append(operation)
-        return operation
 
     async def nested(self, parent: Operation, script: tuple[str, ...]) -> None:
         child = Operation(self, "act", _next(parent.key), script, parent=parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from typing import Any
 
@@ -20,19 +21,24 @@ from hypothesis.stateful import (
 from model import KEYS, Hooked, Late, Operation, Plain, Process, World
 
 from overwinter import Interval
-from overwinter.errors import OutcomeUnknownError, StoreUnavailableError
-from overwinter.stores.base import Stored
+from overwinter.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
+from overwinter.persistence import Keeper
+from overwinter.runtime import _ledger
+from overwinter.runtime._ledger import Ledger
+from overwinter.runtime._performer import Performer
+from overwinter.runtime._registry import Registry
+from overwinter.runtime._server import AgentServer
+from overwinter.stores.base import Expect, Stored
 
 QUIET = 1000  # passes of the loop after which something spins
 
-keys = st.sampled_from(KEYS[:2])
+keys = st.sampled_from(["a", "a", "b"])
 whos = st.integers(0, 1)
-passes = st.sampled_from([QUIET, QUIET, 0, 1, 2, 3, 5, 8])
-scripts = st.lists(
-    st.sampled_from(["mark", "mark", "mark", "wait", "wait", "commit", "raise", "call", "back", "tell"]), max_size=4
-).map(tuple)
-
-changes = st.sampled_from([("mark",), ("mark",), ("mark", "wait"), ("wait", "mark"), ("mark", "raise")])
+passes = st.sampled_from([QUIET, QUIET, QUIET, QUIET, 0, 1, 2, 3, 5, 8])
+STEPS = ["mark", "wait", "stay", "commit", "raise", "call", "back", "tell"]
+SCRIPTS = [script for length in range(4) for script in itertools.product(STEPS, repeat=length)]
+scripts = st.sampled_from(SCRIPTS)  # one choice each, for choosing takes longer than doing
+changes = st.sampled_from([("mark",), ("mark",), ("mark", "wait"), ("wait", "mark"), ("mark", "raise"), ("mark", "stay", "mark")])
 
 FAULTS = {  # how an operation fails: verb, error, and whether it is done all the same
     "put is refused": ("put", "down", lambda: StoreUnavailableError("refused"), False),
@@ -132,14 +138,14 @@ class Machine(RuleBasedStateMachine):
     # ------------------------------------------------------------ processes
 
     @initialize(
-        durability=st.sampled_from(["call", "call", "call", 1.0, "hibernate"]),
+        durability=st.sampled_from(["call", "call", "call", 1.0, "hibernate", "hibernate"]),
         cls=st.sampled_from([Plain, Hooked]),
         shared=st.booleans(),
         retry=st.booleans(),
-        idle=st.sampled_from([None, 5.0]),
+        idle=st.sampled_from([5.0, None, 5.0]),
         turn=st.sampled_from([None, None, 8.0]),
-        live=st.sampled_from([None, None, 1]),
-        mailbox=st.sampled_from([None, None, 3]),
+        live=st.sampled_from([None, None, None, 1]),
+        mailbox=st.sampled_from([None, None, None, 3]),
         patience=st.sampled_from([0.0, 2.0, 10.0]),
     )
     def choose(self, durability, cls, shared, retry, idle, turn, live, mailbox, patience) -> None:
@@ -184,15 +190,12 @@ class Machine(RuleBasedStateMachine):
     @rule(who=whos, key=keys, script=scripts, n=passes, take=st.integers(0, 3))
     def stream(self, who, key, script, n, take) -> None:
         process = self.process(who)
-        operation = Operation(process, "items", key, script[:3], rest=script[3:])
+        operation = Operation(process, "items", key, script[:2], rest=script[2:])
         self._start(process, operation, n, process.consume, operation, take)
 
     def _start(self, process: Process, operation: Operation, n: int, action: Any, *args: Any) -> None:
-        async def work() -> Any:
-            return await action(*args)
-
         self.world.count[operation.kind] += 1
-        self.do(process.start, operation, work())
+        self.do(process.start, operation, action, *args)
         self.run(n)
 
     @rule(who=whos, key=keys, script=st.sampled_from([("mark",), ("mark", "wait"), ("mark", "raise")]), n=passes)
@@ -236,12 +239,15 @@ class Machine(RuleBasedStateMachine):
                     self._start(process, operation, n, getattr(manager, what), key)
         self.run(n)
 
-    @rule(which=st.integers(0, 5), how=st.sampled_from(["go", "go", "cancel", "cancel key", "all go"]), n=passes)
-    def end(self, which, how, n) -> None:
-        under_way = [
+    def _under_way(self) -> list[Operation]:
+        return [
             operation for process in self.world.processes for operation in process.operations
             if not operation.done and not process.dead and operation.kind != "close"
         ]  # fmt: skip
+
+    @rule(which=st.integers(0, 5), how=st.sampled_from(["go", "go", "cancel", "cancel key", "all go"]), n=passes)
+    def end(self, which, how, n) -> None:
+        under_way = self._under_way()
         if not under_way:
             return
         operation = under_way[which % len(under_way)]
@@ -259,8 +265,10 @@ class Machine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ what happens
 
-    @rule(seconds=st.sampled_from([0.0, 0.03, 0.3, 1.1, 1.1, 3.0, 12.0, 31.0]), n=passes)
-    def time_passes(self, seconds, n) -> None:
+    @rule(seconds=st.sampled_from([0.0, 0.03, 0.3, 1.1, 1.1, 3.0, 12.0, 31.0]), arrive=st.booleans(), n=passes)
+    def time_passes(self, seconds, arrive, n) -> None:
+        if arrive:
+            self._arrive()
         self.advance(seconds)
         self.run(n)
 
@@ -297,10 +305,15 @@ class Machine(RuleBasedStateMachine):
             self.do(self.process(who).way.heal)
             self.world.gates = sum(len(process.way._gates) for process in self.world.processes if not process.dead)
         else:
-            self.world.count["landed_late"] += self.wait_for(self.world.disk.land())
+            self._arrive()
         self.run(n)
 
-    @rule(key=keys, what=st.sampled_from(["write", "write", "corrupt", "restore"]))
+    def _arrive(self) -> None:
+        """What was on its way for long reaches the disk."""
+        if self.world.disk.late:
+            self.world.count["landed_late"] += self.wait_for(self.world.disk.land())
+
+    @rule(key=keys, what=st.sampled_from(["write", "corrupt", "restore", "restore"]))
     def outside(self, key, what) -> None:
         world, name = self.world, f"{self.cls.__name__.lower()}:{key}"
         stored = world.disk._records.get(name)
@@ -341,6 +354,7 @@ class Machine(RuleBasedStateMachine):
                         world.wrong(f"a crash loses {mark} of {key!r}, and the loss window did not say so")
                     world.told[mark] = "maybe"
         home = process.manager._registry.home
+        self.run(3)  # what has just been begun is seen to be dead, so that nothing is left that never ran
         for _ in range(5):
             mine = {operation.task for operation in process.operations} | home.tasks | process.way.tasks
             mine |= {process.manager._door.close_task} if process.manager._door.close_task else set()
@@ -365,6 +379,10 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_wrong(self) -> None:
         self.steps += 1
+        for operation in self._under_way():
+            operation.age += 1
+            if operation.age > 2 + operation.number % 5:  # nobody blocks an agent for long
+                self.loop.call_soon(operation.go.set)
         assert not self.world.violations, "\n".join(self.world.violations)
 
     @invariant()
@@ -387,6 +405,8 @@ class Machine(RuleBasedStateMachine):
             if process.gated and process._put_failed(key):
                 continue
             seen = manager.inspect(key)
+            if seen.state == "thawing":
+                continue
             assert seen.state != "cold", f"{key!r} is gone, and {missing} is not stored"
             first = min(world.times[mark] for mark in missing)
             assert seen.dirty_since is not None, f"{key!r} lacks {missing} and calls itself clean"
@@ -396,6 +416,8 @@ class Machine(RuleBasedStateMachine):
         if self.cls is Hooked:
             for key in live:
                 assert process.running[key] == 1, f"{key!r} is live without on_start"
+        if not any(world.foreign(process, key) for key in KEYS):
+            assert not stats.superseded, "superseded, and nobody else wrote"
         interval = self.options["durability"]
         if isinstance(interval, Interval) and stats.dirty_since is not None and not process.fired:
             assert world.now() - stats.dirty_since <= interval.seconds + 1e-6, "stored later than the interval says"
@@ -487,3 +509,184 @@ def test_a_manager_does_what_the_model_says(proof, part):
     proof.count(runs=runs, **World.seen)
     for fault in ("put_faults", "get_faults", "head_faults", "delete_faults", "crashes", "foreign_writes"):
         assert World.seen[fault], f"no {fault} in {runs} runs"
+
+
+# ---------------------------------------------------------------- that it can fail
+
+
+def reply_at_once(patch) -> None:
+    def admission(self, tag, loop):
+        future = loop.create_future()
+        future.set_result(None)
+        return future
+
+    patch.setattr(Ledger, "admission", admission)
+
+
+def forget_a_field(patch) -> None:
+    restore = Performer._restore
+
+    def forgetful(self, body):
+        size = self.agent.size
+        restore(self, body)
+        self.agent.size = size
+
+    patch.setattr(Performer, "_restore", forgetful)
+
+
+def call_unknown_not_stored(patch) -> None:
+    outcome = _ledger._outcome
+
+    def sure(error):
+        found = outcome(error)
+        return StoreUnavailableError("surely not") if isinstance(found, OutcomeUnknownError) else found
+
+    patch.setattr(_ledger, "_outcome", sure)
+
+
+def adopt_whatever_is_there(patch) -> None:
+    async def adopt(self):
+        self.revision = await self._terms.keeper.store.head(self.store_key) or Expect.ABSENT
+        return True
+
+    def first_try_failed(self, error):
+        self._host.hold()
+        self._recovery = self._host.spawn(self._recover(error))
+
+    patch.setattr(Ledger, "_adopt", adopt)
+    patch.setattr(Ledger, "_first_try_failed", first_try_failed)
+
+
+def forget_what_was_attempted(patch) -> None:
+    async def adopt(self):
+        return False
+
+    patch.setattr(Ledger, "_adopt", adopt)
+
+
+def accept_what_was_aborted(patch) -> None:
+    finish = Performer._finish
+
+    def accept(self, turn):
+        turn.aborted = None
+        return finish(self, turn)
+
+    patch.setattr(Performer, "_finish", accept)
+
+
+def hibernate_unstored(patch) -> None:
+    async def hibernate(self):
+        if self.is_idle() and self.turns.try_enter(False) and not self._leave_now():
+            await self._leave()
+
+    patch.setattr(AgentServer, "hibernate", hibernate)
+
+
+def start_fresh_after_an_error(patch) -> None:
+    async def load(self, key):
+        try:
+            return await whole(self, key)
+        except StoreError:
+            return None
+
+    def fetched(self, stored, error, *rest, **more):
+        fetch(self, stored, None if isinstance(error, StoreError) else error, *rest, **more)
+
+    whole, fetch = Keeper.load, AgentServer._fetched
+    patch.setattr(Keeper, "load", load)
+    patch.setattr(AgentServer, "_fetched", fetched)
+
+
+def retry_though_not_asked(patch) -> None:
+    def registry(home, *, retry):
+        return Registry(home, retry=True)
+
+    patch.setattr("overwinter.manager.Registry", registry)
+
+
+def roll_back_when_the_caller_leaves(patch) -> None:
+    enter = Ledger.admission
+
+    def admission(self, tag, loop):
+        future = enter(self, tag, loop)
+        body = self.dur_body
+
+        def left(gate):
+            if gate.cancelled():
+                self._host._restore(body)
+                self.advance(body)
+
+        future.add_done_callback(left)
+        return future
+
+    patch.setattr(Ledger, "admission", admission)
+
+
+def tell_at_once(patch) -> None:
+    def when_durable(self, tag, effects):
+        for effect in effects:
+            effect()
+
+    patch.setattr(Ledger, "when_durable", when_durable)
+
+
+def commit_without_waiting(patch) -> None:
+    async def commit(self, turn):
+        self._finish(turn)
+
+    patch.setattr(AgentServer, "commit", commit)
+
+
+def never_put_later(patch) -> None:
+    patch.setattr(Ledger, "_put_later", lambda self: None)
+
+
+def keep_what_was_given_up(patch) -> None:
+    async def roll_back_to(self, body, error):
+        return await self.abort(error)
+
+    patch.setattr(AgentServer, "roll_back_to", roll_back_to)
+
+
+def begin_beside_the_old_life(patch) -> None:
+    begin = AgentServer.begin
+    patch.setattr(AgentServer, "begin", lambda self, initial, missing, _: begin(self, initial, missing, None))
+
+
+def trust_the_copy(patch) -> None:
+    async def admit(self, readonly):
+        if self._broken:
+            await self._rebuild()
+
+    patch.setattr(AgentServer, "_admit", admit)
+
+
+def forget_receipts(patch) -> None:
+    patch.setattr(_ledger, "add_receipt", lambda receipts, receipt: receipts)
+
+
+def save_nothing(patch) -> None:
+    async def save(self, key):
+        pass
+
+    patch.setattr(Registry, "save", save)
+
+
+def call_itself_clean(patch) -> None:
+    patch.setattr(Ledger, "dirty_since", property(lambda self: None, lambda self, value: None))
+
+
+BUGS = [
+    reply_at_once, forget_a_field, call_unknown_not_stored, adopt_whatever_is_there, forget_what_was_attempted,
+    accept_what_was_aborted, hibernate_unstored, start_fresh_after_an_error, retry_though_not_asked,
+    roll_back_when_the_caller_leaves, tell_at_once, commit_without_waiting, never_put_later, keep_what_was_given_up,
+    begin_beside_the_old_life, trust_the_copy, forget_receipts, save_nothing, call_itself_clean,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_seeded_bug_is_found(bug, proof, monkeypatch):
+    bug(monkeypatch)
+    with pytest.raises(BaseException):  # noqa: B017, PT011  # an assertion of the model's, or a group of them
+        explore(200, proof.chance("runs").randrange(1 << 32), (Phase.generate,))
+    proof.count(bugs=1)
