@@ -137,7 +137,7 @@ class Operation:
         self.open: list[int] = []  # made, and taken back if it raises
         self.sealed: list[int] = []  # in a version, not known to be durable
         self.base: Marks = ()  # where a failure goes back to
-        self.life: Life | None = None
+        self.life: Any = None
         self.cancelled = self.done = self.ended = self.stayed = False
         self.result: Any = None
         self.error: BaseException | None = None
@@ -238,7 +238,7 @@ class Operation:
                 if self.call_id is not None:
                     self._check_repeated(result)
             case "save":
-                if self.before is not None:
+                if self.before is not None and not world.foreign(process, self.key, self.life.since):
                     world.must_be_durable(self, self.before, "save() returned")
             case "stop":
                 if self.before is not None and not process.gated and not world.foreign(process, self.key):
@@ -441,7 +441,9 @@ class Way(FaultyStore):
 
     def _note_held(self, verb: str, key: str) -> None:
         if any(gate.verb == verb and gate.key in (None, key) for gate in self._gates):
-            self.process.fired[("held", key.partition(":")[2])] += 1
+            name = key.partition(":")[2]
+            self.process.fired["held", name] += 1
+            self.process.fired[f"slow {verb}", name] += 1
 
 
 class Process:
@@ -485,7 +487,7 @@ class Process:
             life.cur = marks
         if bad := {mark for mark in marks if world.told.get(mark) == "none"}:
             world.wrong(f"{operation} sees {bad}, which was told to have no effect")
-        if self.options.get("shared") and marks == self.dur.get(key) and not world.gates:
+        if self.options.get("shared") and marks == self.dur.get(key) and not self.fired["slow head", key]:
             stored = world.disk_marks.get(key, ())
             if marks != stored and key not in world.corrupt:
                 world.wrong(f"{operation} runs on the stale {marks}, stored is {stored}")
@@ -702,7 +704,6 @@ class World:
         self.ever_corrupt: set[str] = set()
         self.hooks: dict[str, str] = {}
         self.hook_gate = asyncio.Event()
-        self.gates = 0
         self._numbers = 0
 
     def wrong(self, what: str) -> None:

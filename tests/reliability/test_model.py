@@ -32,13 +32,20 @@ from overwinter.stores.base import Expect, Stored
 
 QUIET = 1000  # passes of the loop after which something spins
 
+TROUBLES = [
+    "put is refused", "put is lost", "put lands unknown", "put is late", "put is odd", "put is refused", "put", "get fails",
+    "get is odd", "get", "head fails", "head", "delete is refused", "delete lands unknown", "delete",
+]  # fmt: skip
+
 keys = st.sampled_from(["a", "a", "b"])
 whos = st.integers(0, 1)
 passes = st.sampled_from([QUIET, QUIET, QUIET, QUIET, 0, 1, 2, 3, 5, 8])
 STEPS = ["mark", "wait", "stay", "commit", "raise", "call", "back", "tell"]
 SCRIPTS = [script for length in range(4) for script in itertools.product(STEPS, repeat=length)]
 scripts = st.sampled_from(SCRIPTS)  # one choice each, for choosing takes longer than doing
-changes = st.sampled_from([("mark",), ("mark",), ("mark", "wait"), ("wait", "mark"), ("mark", "raise"), ("mark", "stay", "mark")])
+changes = st.sampled_from(
+    [("mark",), ("mark",), ("mark", "wait"), ("wait", "mark"), ("mark", "raise"), ("mark", "stay", "mark")]
+)
 
 FAULTS = {  # how an operation fails: verb, error, and whether it is done all the same
     "put is refused": ("put", "down", lambda: StoreUnavailableError("refused"), False),
@@ -146,7 +153,7 @@ class Machine(RuleBasedStateMachine):
         turn=st.sampled_from([None, None, 8.0]),
         live=st.sampled_from([None, None, None, 1]),
         mailbox=st.sampled_from([None, None, None, 3]),
-        patience=st.sampled_from([0.0, 2.0, 10.0]),
+        patience=st.sampled_from([0.0, 2.0, 10.0, 0.0]),
     )
     def choose(self, durability, cls, shared, retry, idle, turn, live, mailbox, patience) -> None:
         interval = Interval(durability) if isinstance(durability, float) else durability
@@ -265,26 +272,27 @@ class Machine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ what happens
 
-    @rule(seconds=st.sampled_from([0.0, 0.03, 0.3, 1.1, 1.1, 3.0, 12.0, 31.0]), arrive=st.booleans(), n=passes)
-    def time_passes(self, seconds, arrive, n) -> None:
-        if arrive:
+    @rule(seconds=st.sampled_from([0.03, 0.3, 1.1, 3.0, 12.0, 12.0, 31.0]), n=passes,
+          what=st.sampled_from(["nothing else", "late requests arrive", "the store is well"]))  # fmt: skip
+    def time_passes(self, seconds, what, n) -> None:
+        if what == "late requests arrive":
             self._arrive()
+        elif what == "the store is well":
+            for process in self.world.processes:
+                if not process.dead:
+                    self.do(process.way.heal)
         self.advance(seconds)
         self.run(n)
 
-    @rule(who=whos, key=keys, fault=st.sampled_from([name for name in FAULTS if name.startswith("put")]),
-          times=st.sampled_from([1, 1, 2, 5, math.inf]))  # fmt: skip
-    def puts_fail(self, who, key, fault, times) -> None:
-        self.trouble(who, key, fault, times)
-
-    @rule(
-        who=whos,
-        key=keys,
-        fault=st.sampled_from([name for name in FAULTS if not name.startswith("put")]),
-        times=st.sampled_from([1, 1, 2, 5, math.inf]),
-    )
+    @rule(who=whos, key=keys, fault=st.sampled_from(TROUBLES), times=st.sampled_from([1, 1, 3, math.inf]))
     def trouble(self, who, key, fault, times) -> None:
-        process, (verb, kind, make, after) = self.process(who), FAULTS[fault]
+        """A store that fails, or (a verb alone) one that is slow."""
+        process = self.process(who)
+        if fault not in FAULTS:
+            if not process.way._gates:
+                process.way.hold(fault, after=times == 1)
+            return
+        verb, kind, make, after = FAULTS[fault]
 
         def error() -> BaseException:
             process.fired[kind, key] += 1
@@ -292,21 +300,6 @@ class Machine(RuleBasedStateMachine):
             return make()
 
         process.way.fail(verb, error, times=times, after=after, key=f"{self.cls.__name__.lower()}:{key}")
-
-    @precondition(lambda self: self.world.gates < 2)
-    @rule(who=whos, verb=st.sampled_from(["put", "put", "get", "head", "delete"]), after=st.booleans())
-    def slow(self, who, verb, after) -> None:
-        self.process(who).way.hold(verb, after=after)
-        self.world.gates += 1
-
-    @rule(who=whos, what=st.sampled_from(["heal", "heal", "late requests arrive"]), n=passes)
-    def mend(self, who, what, n) -> None:
-        if what == "heal":
-            self.do(self.process(who).way.heal)
-            self.world.gates = sum(len(process.way._gates) for process in self.world.processes if not process.dead)
-        else:
-            self._arrive()
-        self.run(n)
 
     def _arrive(self) -> None:
         """What was on its way for long reaches the disk."""
@@ -557,23 +550,6 @@ def adopt_whatever_is_there(patch) -> None:
     patch.setattr(Ledger, "_first_try_failed", first_try_failed)
 
 
-def forget_what_was_attempted(patch) -> None:
-    async def adopt(self):
-        return False
-
-    patch.setattr(Ledger, "_adopt", adopt)
-
-
-def accept_what_was_aborted(patch) -> None:
-    finish = Performer._finish
-
-    def accept(self, turn):
-        turn.aborted = None
-        return finish(self, turn)
-
-    patch.setattr(Performer, "_finish", accept)
-
-
 def hibernate_unstored(patch) -> None:
     async def hibernate(self):
         if self.is_idle() and self.turns.try_enter(False) and not self._leave_now():
@@ -597,55 +573,11 @@ def start_fresh_after_an_error(patch) -> None:
     patch.setattr(AgentServer, "_fetched", fetched)
 
 
-def retry_though_not_asked(patch) -> None:
-    def registry(home, *, retry):
-        return Registry(home, retry=True)
-
-    patch.setattr("overwinter.manager.Registry", registry)
-
-
-def roll_back_when_the_caller_leaves(patch) -> None:
-    enter = Ledger.admission
-
-    def admission(self, tag, loop):
-        future = enter(self, tag, loop)
-        body = self.dur_body
-
-        def left(gate):
-            if gate.cancelled():
-                self._host._restore(body)
-                self.advance(body)
-
-        future.add_done_callback(left)
-        return future
-
-    patch.setattr(Ledger, "admission", admission)
-
-
-def tell_at_once(patch) -> None:
-    def when_durable(self, tag, effects):
-        for effect in effects:
-            effect()
-
-    patch.setattr(Ledger, "when_durable", when_durable)
-
-
 def commit_without_waiting(patch) -> None:
     async def commit(self, turn):
         self._finish(turn)
 
     patch.setattr(AgentServer, "commit", commit)
-
-
-def never_put_later(patch) -> None:
-    patch.setattr(Ledger, "_put_later", lambda self: None)
-
-
-def keep_what_was_given_up(patch) -> None:
-    async def roll_back_to(self, body, error):
-        return await self.abort(error)
-
-    patch.setattr(AgentServer, "roll_back_to", roll_back_to)
 
 
 def begin_beside_the_old_life(patch) -> None:
@@ -677,16 +609,24 @@ def call_itself_clean(patch) -> None:
 
 
 BUGS = [
-    reply_at_once, forget_a_field, call_unknown_not_stored, adopt_whatever_is_there, forget_what_was_attempted,
-    accept_what_was_aborted, hibernate_unstored, start_fresh_after_an_error, retry_though_not_asked,
-    roll_back_when_the_caller_leaves, tell_at_once, commit_without_waiting, never_put_later, keep_what_was_given_up,
-    begin_beside_the_old_life, trust_the_copy, forget_receipts, save_nothing, call_itself_clean,
-]  # fmt: skip
+    reply_at_once,
+    forget_a_field,
+    call_unknown_not_stored,
+    adopt_whatever_is_there,
+    hibernate_unstored,
+    start_fresh_after_an_error,
+    commit_without_waiting,
+    begin_beside_the_old_life,
+    trust_the_copy,
+    forget_receipts,
+    save_nothing,
+    call_itself_clean,
+]
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_seeded_bug_is_found(bug, proof, monkeypatch):
     bug(monkeypatch)
     with pytest.raises(BaseException):  # noqa: B017, PT011  # an assertion of the model's, or a group of them
-        explore(200, proof.chance("runs").randrange(1 << 32), (Phase.generate,))
+        explore(2_000, proof.chance("runs").randrange(1 << 32), (Phase.generate,))  # it ends with the first failure
     proof.count(bugs=1)
