@@ -9,7 +9,7 @@ import pytest
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, commit, readonly
 from overwinter.errors import ReentrantCallError, UsageError
-from overwinter.testing import FaultyStore, until
+from overwinter.testing import FaultyStore, ManualClock, until
 
 
 class Chat(Agent):
@@ -283,3 +283,19 @@ async def test_a_consumer_that_leaves_rolls_back_to_the_last_item():
         await stream.aclose()
         assert (await manager.state("a")).words == ["one"]
         assert manager._registry.servers["a"].agent.words == ["one"]
+
+
+async def test_a_stream_whose_agent_hibernates_just_as_it_begins_runs_on_the_next_life():
+    for passes in range(8):
+        clock = ManualClock()
+        async with InstanceManager(Plain, store=MemoryStore(), clock=clock, idle_timeout=5) as manager:
+            first = asyncio.ensure_future(anext(manager.call("a", Plain.one)))
+            for _ in range(passes):
+                await asyncio.sleep(0)
+            clock.advance(10)
+            assert await asyncio.wait_for(first, 5) == 1
+
+
+class Plain(Agent):
+    async def one(self):
+        yield 1

@@ -187,6 +187,8 @@ class Performer(IdleMember, Generic[A]):
 
     async def _queue(self, method: Method) -> None:
         """Wait for the turn."""
+        if self.state is COLD:
+            raise Retired  # a stream finds its agent first and comes a little later: nobody gives turns here any more
         self._check_waiting(method)
         try:
             await self.turns.enter(method.readonly)
