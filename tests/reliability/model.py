@@ -310,10 +310,7 @@ class Operation:
 
     def _explained(self, error: BaseException) -> bool:
         world, process, nested = self.world, self.process, self.nested
-        if nested or self.parent is not None:  # from whichever of the keys
-            blamed = set(KEYS)
-        else:
-            blamed = {self.key}
+        blamed = set(KEYS) if nested or self.parent is not None else {self.key}  # from whichever of the keys
         fired = {kind for kind, key in process.fired if key in blamed}
         match error:
             case Boom():
