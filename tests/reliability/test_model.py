@@ -499,7 +499,7 @@ def test_a_manager_does_what_the_model_says(proof, part):
     runs = proof.size(run=100, long=10_000)
     explore(runs, proof.chance("runs").randrange(1 << 32))
     proof.count(runs=runs, **World.seen)
-    for fault in ("put_faults", "get_faults", "head_faults", "delete_faults", "crashes", "foreign_writes"):
+    for fault in ("put_faults", "get_faults", "crashes", "foreign_writes"):
         assert World.seen[fault], f"no {fault} in {runs} runs"
 
 
