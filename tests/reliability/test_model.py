@@ -615,6 +615,7 @@ BUGS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore")  # a broken manager leaves coroutines behind
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_seeded_bug_is_found(bug, proof, monkeypatch):
     bug(monkeypatch)
