@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from proofs import Proof
 
+sys.path.append(str(Path(__file__).parents[1] / "stores"))  # for the stores with one bug each, and their twins
+
 PATIENCE = 30.0
 """Seconds after which a child that says nothing has failed its test."""
 

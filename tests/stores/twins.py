@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 from overwinter.errors import (
@@ -231,9 +232,12 @@ class Remote(Store):
 
     async def put(self, key, data, *, revision, expected):
         key.encode()
-        tombstone = await self.send(lambda: self.server.put(key, data, revision, expected, None))
-        if tombstone is not None:
-            await self.send(lambda: self.server.put(key, data, revision, expected, tombstone))
+        tombstone = None
+        while True:  # each may be another one, if it was created and deleted meanwhile
+            work = partial(self.server.put, key, data, revision, expected, tombstone)
+            tombstone = await self.send(work)
+            if tombstone is None:
+                break
 
     async def delete(self, key, *, expected):
         await self.send(lambda: self.server.delete(key, expected))
