@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from places import LOCAL, NETWORK, Place, place_of
 from proofs import Proof
 
 sys.path.append(str(Path(__file__).parents[1] / "stores"))  # for the stores with one bug each, and their twins
@@ -96,6 +97,13 @@ class Worker:
                 pipe.close()
             except BrokenPipeError:
                 continue  # it ended before it had read everything
+
+
+@pytest.fixture(params=[*LOCAL, *NETWORK])
+def place(request: pytest.FixtureRequest, in_memory: Path) -> Iterator[Place]:
+    """Each store that several processes can share, with a server of the test's own."""
+    with place_of(request.param, in_memory, lambda: request.getfixturevalue("s3")) as place:
+        yield place
 
 
 StartWorker = Callable[..., Worker]

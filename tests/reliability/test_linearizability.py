@@ -13,9 +13,8 @@ import os
 import signal
 from collections import Counter
 
-import pytest
 from histories import AGENT, STORE, check, count, read
-from places import LOCAL, NETWORK, behind_a_proxy, place_of, restart
+from places import behind_a_proxy, restart
 
 CLIENTS = 4
 """In each of two processes."""
@@ -25,12 +24,6 @@ SLOWER = 10
 """What stands for S3, moto in this process, takes so much longer that it gets so much less to do."""
 BYTES = 120
 """That an operation takes in a history, about."""
-
-
-@pytest.fixture(params=[*LOCAL, *NETWORK])
-def place(request, in_memory):
-    with place_of(request.param, in_memory, lambda: request.getfixturevalue("s3")) as place:
-        yield place
 
 
 def troubles(place):

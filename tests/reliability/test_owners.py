@@ -8,12 +8,15 @@ import signal
 import time
 
 import pytest
+from places import LOCAL
 from worker import Counter
 
 from overwinter import InstanceManager, SQLiteStore
 from overwinter.errors import StoreInUseError
 
 CALLS = 1000
+
+on_disk = pytest.mark.parametrize("place", LOCAL, indirect=True)
 
 
 async def counts(path, keys):
@@ -54,8 +57,9 @@ def test_two_processes_that_do_not_retry_are_told_of_each_conflict(tmp_path, wor
     assert stored == sum(result["acknowledged"] for result in results)  # nothing lost, and nothing that was refused
 
 
-def test_a_second_process_is_told_who_has_the_store_and_how_to_share_it(tmp_path, worker):
-    path = str(tmp_path / "agents.db")
+@on_disk
+def test_a_second_process_is_told_who_has_the_store_and_how_to_share_it(place, worker):
+    path = place.url
     first = worker("hold", path=path)
     first.expect("ready")
     told = worker("hold", path=path, owner_wait=0.05).expect("refused")
@@ -71,8 +75,9 @@ def test_a_second_process_is_told_who_has_the_store_and_how_to_share_it(tmp_path
     second.expect("ready")
 
 
-def test_a_stopped_owner_stays_the_owner_and_a_killed_one_is_replaced_at_once(tmp_path, worker):
-    path = str(tmp_path / "agents.db")
+@on_disk
+def test_a_stopped_owner_stays_the_owner_and_a_killed_one_is_replaced_at_once(place, worker):
+    path = place.url
     owner = worker("hold", path=path)
     owner.expect("ready")
     owner.say()

@@ -16,6 +16,7 @@ from typing import Any
 
 from overwinter import Agent, InstanceManager, OverwinterError, SQLiteStore, readonly
 from overwinter.errors import StoreInUseError, SupersededError
+from overwinter.stores import from_url
 
 __all__ = ["Counter"]
 
@@ -58,7 +59,8 @@ async def order() -> str:
 
 
 def manager(path: str, **options: Any) -> InstanceManager[Counter]:
-    return InstanceManager(Counter, store=SQLiteStore(path), **options)
+    store = from_url(path) if "://" in path else SQLiteStore(path)
+    return InstanceManager(Counter, store=store, **options)
 
 
 async def count(

@@ -1,19 +1,14 @@
-"""Two processes on one table: one stopped for longer than its time limits, then continued."""
+"""Two processes on one table, one of which is stopped until its request is too old."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 
 import psycopg
 
-from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StoreUnavailableError
-from overwinter.stores import Expect, Stored
 from overwinter.stores.postgres import PostgresStore
-
-RACES = 100
 
 RACER = """
 import asyncio, sys
@@ -40,55 +35,6 @@ async def main(url, table, timeout):
 
 asyncio.run(main(*sys.argv[1:]))
 """
-
-
-async def test_of_a_stopped_process_and_a_running_one_exactly_one_wins(postgres, table, child):
-    """The change is an update, a create, or a create over a tombstone; the stop comes at any moment of it."""
-    chance = random.Random(7)
-    limit = 0.05
-    async with PostgresStore(postgres.url, table=table) as store:
-        racer = child(RACER, postgres.url, table, limit, prelude="")
-        assert racer.stdout.readline() == "ready\n"
-        outcomes = []
-        for number in range(RACES):
-            key, base = f"k{number}", await _prepare(store, f"k{number}", number % 3)
-            racer.stdin.write(f"{key} {base.hex() if isinstance(base, bytes) else 'absent'}\n")
-            racer.stdin.flush()
-            await asyncio.sleep(chance.random() * 0.004)
-            os.kill(racer.pid, signal.SIGSTOP)
-            ours = await _outcome(store.put(key, b"ran", revision=b"ran " + key.encode(), expected=base))
-            await asyncio.sleep(limit * 1.2 if number % 4 == 0 else 0)  # past its deadline, or not
-            os.kill(racer.pid, signal.SIGCONT)
-            theirs = racer.stdout.readline().strip()
-            stored = await store.get(key)
-            assert stored in (Stored(b"ran", b"ran " + key.encode()), Stored(b"stopped", b"stopped " + key.encode()))
-            outcomes.append((ours, theirs))
-            assert (ours == "won") == (stored.data == b"ran")
-            assert ours in ("won", "RevisionConflictError")
-            if theirs == "won":
-                assert stored.data == b"stopped"
-            elif theirs != "OutcomeUnknownError":
-                assert stored.data == b"ran", f"{theirs}, and it is stored"
-        winners = [ours for ours, _ in outcomes]
-        assert 0 < winners.count("won") < RACES, "the stops must come early and late"
-
-
-async def _prepare(store, key, kind):
-    if kind == 0:
-        return Expect.ABSENT
-    await store.put(key, b"base", revision=b"base", expected=Expect.ABSENT)
-    if kind == 1:
-        return b"base"
-    await store.delete(key, expected=b"base")
-    return Expect.ABSENT
-
-
-async def _outcome(put):
-    try:
-        await put
-    except (RevisionConflictError, StoreUnavailableError, OutcomeUnknownError) as error:
-        return type(error).__name__
-    return "won"
 
 
 async def test_a_request_that_is_held_up_does_not_come_after_its_time(postgres, table, child):
