@@ -38,7 +38,8 @@ async def latency(proxy, dice, answered):
 async def cuts(proxy, dice, answered):
     for _ in range(5):
         await answered(dice.randrange(1, CALLERS))
-        assert proxy.links
+        while not proxy.links:
+            await asyncio.sleep(0.001)
         await proxy.cut()
 
 
@@ -90,7 +91,6 @@ class Progress:
             await asyncio.sleep(0.001)
 
     def enough(self, done):
-        self.replies = max(self.replies + 1, 1)
         return self.over and done >= 5
 
 
@@ -108,6 +108,7 @@ class Timed(Recorder):
 
     def back(self, number, outcome, seen=None):
         super().back(number, outcome, seen)
+        self.progress.replies += outcome == "done"
         self.progress.longest = max(self.progress.longest, time.monotonic() - self.began[number])
 
 
