@@ -76,14 +76,3 @@ def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def s3() -> Iterator[MotoServer]:
     with MotoServer() as running:
         yield running
-
-
-@pytest.fixture
-def in_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder whose flushes cost nothing, where there is one: for tests that don't need a real disk."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path_factory.mktemp("folder")
-        return
-    with tempfile.TemporaryDirectory(prefix="overwinter-test-", dir=memory) as folder:
-        yield Path(folder).resolve()

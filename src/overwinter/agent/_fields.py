@@ -36,8 +36,9 @@ _ABSTRACT: dict[Any, type] = {
     collections.abc.Mapping: dict,
     collections.abc.MutableMapping: dict,
 }
-_Later = msgspec.defstruct("_Later", [("made", list[int], msgspec.field(default_factory=list))])
-_FACTORY = type(_Later.__struct_defaults__[0])  # which msgspec doesn't export
+_Default = msgspec.defstruct("_Default", [("made", "set[int]", set[int]())])
+_FACTORY = type(cast("object", _Default.__struct_defaults__[0]))
+"""What a default that is made anew for each object is; msgspec doesn't export it."""
 _ITEMS = (list, set, frozenset)
 _WAY_OUT = "mark the field transient(), or override dump and load"
 _INSTEAD = {

@@ -255,9 +255,8 @@ class Arriving(Performer[A]):
         effects: list[Effect] = []
         if kind.starts:
             try:
-                effects = await self.as_turn(
-                    agent.on_start(self.home.context) if kind.takes_context else agent.on_start(), "on_start"
-                )
+                hook = partial(agent.on_start, self.home.context) if kind.takes_context else agent.on_start
+                effects = await self.as_turn(hook, "on_start")
             except Exception as error:
                 raise ThawError(
                     f"{self._who}: on_start raised {type(error).__name__}, so it was not started"

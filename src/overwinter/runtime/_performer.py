@@ -423,7 +423,7 @@ class Performer(IdleMember, Generic[A]):
         if self._emptied is not None and not self._emptied.done() and not self.running:
             self._emptied.set_result(None)
 
-    async def as_turn(self, hook: Awaitable[object], timed: str = "") -> list[Effect]:
+    async def as_turn(self, hook: Callable[[], Awaitable[object]], timed: str = "") -> list[Effect]:
         """Run a hook as what it is: a turn, which may not wait for itself. Return what it told others.
 
         *timed* is its name, if ``turn_timeout`` holds for it too.
@@ -435,7 +435,7 @@ class Performer(IdleMember, Generic[A]):
         token = TURN.set(turn)
         timer = self._time(turn, timed) if timed else None
         try:
-            await hook
+            await hook()
         except BaseException as error:
             if turn.aborted is None:
                 raise

@@ -173,7 +173,7 @@ class AgentServer(Arriving[A]):
         if not self.home.kind.stops:
             return None
         clock = self.home.terms.clock
-        task: asyncio.Task[list[Effect]] = self.home.spawn(self.as_turn(self.agent.on_stop()))
+        task: asyncio.Task[list[Effect]] = self.home.spawn(self.as_turn(self.agent.on_stop))
         done = await all_done(clock, {task}, clock.monotonic() + ABORT_GRACE)
         if not done:
             task.cancel()
