@@ -321,7 +321,7 @@ class InstanceManager(Generic[A]):
 
         Raises, when the call is made:
             CallIdReusedError: the id was used for another method or other arguments.
-            AlreadyAppliedError: the call was made, and its reply was too large to keep.
+            AlreadyAppliedError: the call was made, and its reply was too large to keep, or is none of this method now.
         """
         if type(call_id) is not str or not 1 <= len(call_id) <= 128 or not call_id.isprintable():
             raise ValueError("a call_id is a printable str of 1 to 128 characters")
