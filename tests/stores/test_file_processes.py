@@ -95,11 +95,11 @@ class Deadly(Files):
     count = 0
 def deadly(name, plain):
     def call(self, *arguments):
-        Deadly.count += 1
-        if (Deadly.count, "before") == when: os.kill(os.getpid(), signal.SIGKILL)
+        Deadly.count = number = Deadly.count + 1
+        if (number, "before") == when: os.kill(os.getpid(), signal.SIGKILL)
         try: return plain(self, *arguments)
         finally:
-            if (Deadly.count, "after") == when: os.kill(os.getpid(), signal.SIGKILL)
+            if (number, "after") == when: os.kill(os.getpid(), signal.SIGKILL)
     return call
 for name, plain in list(vars(Files).items()):
     if not name.startswith("_"): setattr(Deadly, name, deadly(name, plain))
