@@ -297,7 +297,7 @@ def test_what_is_only_needed_for_types_or_on_demand_may_be_missing(tmp_path: Pat
 def test_no_test_example_or_tool_opens_a_database_with_the_standard_module() -> None:
     """In a process with a store open it would drop the store's POSIX locks; a subprocess may."""
     root = Path(__file__).parent.parent
-    for folder in ("src", "tests", "examples", "demo", "benchmarks"):
+    for folder in ("src", "tests", "examples", "demo", "benchmarks", "mutation"):
         for path in sorted((root / folder).rglob("*.py")):
             text = path.read_text()
             for node in ast.walk(ast.parse(text, str(path))) if "sqlite3" in text else ():
