@@ -10,6 +10,7 @@ from agents import Counter
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, readonly
 from overwinter.errors import (
+    MailboxFullError,
     OutcomeUnknownError,
     StoreUnavailableError,
     SupersededError,
@@ -36,6 +37,31 @@ async def test_a_reply_waits_for_its_put_and_the_next_turn_does_not():
         assert await asyncio.gather(*calls) == list(range(1, 101))
         assert store.calls["put"] == 2  # the first turn's, and one for the ninety-nine that came meanwhile
         assert (await stored(store, "ada")).count == 100
+
+
+async def test_a_reply_leaves_with_its_own_version_though_later_ones_wait():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, max_mailbox=3) as counters:
+        await counters.get("ada")
+        first, second = store.hold("put"), None
+        calls = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(3)]
+        await first.reached()
+        await until(lambda: counters._registry.servers["ada"].ledger.cur == 3)
+        second = store.hold("put")
+        first.release()
+        assert await calls[0] == 1
+        await second.reached()
+        assert not any(call.done() for call in calls[1:])
+        assert counters._registry.servers["ada"].ledger.waiting == 2
+        second.release()
+        assert await asyncio.gather(*calls[1:]) == [2, 3]
+        store.hold("put")  # nobody waits any more: there is room for three
+        calls = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(4)]
+        await until(lambda: any(call.done() for call in calls))
+        assert [call.done() for call in calls] == [False, False, False, True]
+        assert isinstance(calls[3].exception(), MailboxFullError)
+        store.heal()
+        assert await asyncio.gather(*calls[:3]) == [4, 5, 6]
 
 
 async def test_readers_errors_and_copies_wait_for_the_version_they_saw():

@@ -377,6 +377,9 @@ async def test_tell_inside_a_turn_leaves_with_it_or_not_at_all():
         await call
         await until(lambda: counters.lookup("ada") is not None and not counters._home.tasks)
         assert await counters.call("ada", Counter.read) == 1
+        await tellers.call("t", Teller.pass_on, False)
+        await until(lambda: not counters._home.tasks)
+        assert await counters.call("ada", Counter.read) == 2  # each leaves once
 
 
 async def test_a_failed_tell_reaches_the_loops_exception_handler():

@@ -1,0 +1,127 @@
+"""The direct API: hibernate and thaw by hand, also when a write has no known outcome."""
+
+from __future__ import annotations
+
+import pytest
+from agents import Counter
+
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence, upcast
+from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StateTooLargeError, StoreUnavailableError
+from overwinter.testing import FaultyStore
+
+
+async def count(persistence: Persistence, key: str) -> int:
+    counter = await persistence.thaw(Counter, key)
+    assert counter is not None
+    return counter.count
+
+
+async def test_an_agent_is_hibernated_as_often_as_one_likes():
+    async with Persistence(MemoryStore()) as persistence:
+        counter = Counter()
+        for counter.count in (1, 2, 3):
+            await persistence.hibernate("ada", counter)
+            assert await count(persistence, "ada") == counter.count
+
+
+async def test_under_another_key_it_is_another_agent():
+    async with Persistence(MemoryStore()) as persistence:
+        await persistence.hibernate("ada", Counter(count=1))
+        await persistence.hibernate("bob", Counter(count=2))
+        ada = await persistence.thaw(Counter, "ada")
+        with pytest.raises(RevisionConflictError, match="'bob'"):
+            await persistence.hibernate("bob", ada)
+        await persistence.hibernate("eve", ada)
+        assert [await count(persistence, key) for key in ("ada", "bob", "eve")] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("landed", [True, False])
+@pytest.mark.parametrize("fresh", [True, False])
+async def test_repeated_after_an_unknown_outcome_it_finds_out(fresh, landed):
+    store = FaultyStore(MemoryStore())
+    async with Persistence(store) as persistence:
+        counter = Counter(count=1)
+        if not fresh:
+            await persistence.hibernate("ada", counter)
+            counter.count = 2
+        store.fail("put", OutcomeUnknownError("the connection was reset"), after=landed)
+        with pytest.raises(OutcomeUnknownError):
+            await persistence.hibernate("ada", counter)
+        counter.count = 3
+        await persistence.hibernate("ada", counter)
+        assert await count(persistence, "ada") == 3
+        counter.count = 4  # and the line goes on from there
+        await persistence.hibernate("ada", counter)
+        assert await count(persistence, "ada") == 4
+
+
+@pytest.mark.parametrize("error", [OutcomeUnknownError("reset"), StoreUnavailableError("disk full")])
+async def test_what_somebody_else_wrote_meanwhile_is_not_taken_for_an_earlier_try(error):
+    store = FaultyStore(MemoryStore())
+    async with Persistence(store) as persistence:
+        await persistence.hibernate("ada", Counter(count=1))
+        mine, other = [await persistence.thaw(Counter, "ada") for _ in range(2)]
+        mine.count, other.count = 10, 20
+        store.fail("put", error)
+        with pytest.raises(type(error)):
+            await persistence.hibernate("ada", mine)
+        await persistence.hibernate("ada", other)
+        for _ in range(2):
+            with pytest.raises(RevisionConflictError, match="Counter 'ada' was written by somebody else"):
+                await persistence.hibernate("ada", mine)
+        assert await count(persistence, "ada") == 20
+
+
+async def test_a_conflict_without_an_earlier_try_asks_nobody():
+    store = FaultyStore(MemoryStore())
+    async with Persistence(store) as persistence:
+        await persistence.hibernate("ada", Counter())
+        store.fail("put", StoreUnavailableError("disk full"))
+        mine = Counter()
+        with pytest.raises(StoreUnavailableError):
+            await persistence.hibernate("ada", mine)
+        with pytest.raises(RevisionConflictError):
+            await persistence.hibernate("ada", mine)
+        assert store.calls["head"] == 0
+
+
+async def test_what_is_too_large_is_refused_and_the_bound_itself_is_not():
+    async with Persistence(MemoryStore(), max_state=100) as persistence:
+        small, large = Counter(notes=["x"]), Counter(notes=["x" * 200])
+        await persistence.hibernate("ada", small)
+        with pytest.raises(StateTooLargeError, match="max_state=100"):
+            await persistence.hibernate("bob", large)
+        keeper = persistence._keeper(Counter)
+        keeper.max_state = len(keeper.encode(small))
+        await persistence.hibernate("ada", small)
+
+
+async def test_a_migration_that_keeps_the_shape_is_seen_at_once_and_stored_with_the_next_change():
+    class Metres(Agent, name="length"):
+        length: int = 0
+
+        async def set(self, length: int) -> None:
+            self.length = length
+
+    class Centimetres(Agent, name="length", version=2):
+        length: int = 0
+
+        @upcast(since=1)
+        @staticmethod
+        def _to_centimetres(old: dict) -> dict:
+            return {"length": old["length"] * 100}
+
+        async def grow(self, by: int) -> int:
+            self.length += by
+            return self.length
+
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Metres, store=store) as metres:
+        await metres.call("ada", Metres.set, 3)
+    async with InstanceManager(Centimetres, store=store) as centimetres:
+        assert (await centimetres.state("ada")).length == 300
+        assert await centimetres.call("ada", Centimetres.grow, 0) == 300
+        assert store.calls["put"] == 1  # it has not changed, so it is not written
+        assert await centimetres.call("ada", Centimetres.grow, 5) == 305
+    async with InstanceManager(Centimetres, store=store) as centimetres:
+        assert (await centimetres.state("ada")).length == 305
