@@ -9,6 +9,7 @@ from agents import Counter
 
 from overwinter import Agent, InstanceManager, MemoryStore
 from overwinter.errors import MailboxFullError, StateTooLargeError, StoreUnavailableError, ThawError, TooManyLiveError
+from overwinter.runtime._home import Failures
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -120,6 +121,26 @@ async def test_a_key_that_keeps_failing_is_left_alone_for_a_while_and_no_other_k
         context["broken"] = False
         clock.advance(60)
         assert await moodies.call("bad", Moody.poke) == "ok"
+
+
+def test_the_pause_after_a_failure_doubles_up_to_half_a_minute_and_few_failures_are_kept(monkeypatch):
+    failures, error = Failures(), ThawError("as asked")
+    pauses = []
+    for _ in range(40):
+        failures.note("ada", 0.0, error)
+        pauses.append(failures._keys["ada"][1])
+    assert pauses[:5] == [0, 0, 0, 0.2, 0.4]
+    assert pauses[11] == pauses[-1] == 30
+    with pytest.raises(ThawError, match="40 times"):
+        failures.check("ada", 29.9)
+    failures.check("ada", 30.0)
+    monkeypatch.setattr(Failures, "MOST", 2)
+    for key in ("bob", "eve", "ada"):  # whoever failed longest ago is forgotten first
+        failures.note(key, 0.0, error)
+    assert [key for key in ("ada", "bob", "eve") if failures.last(key)] == ["ada", "eve"]
+    failures.forget("ada")
+    failures.forget("eve")
+    assert not failures
 
 
 async def test_a_store_that_is_down_is_not_asked_without_end():

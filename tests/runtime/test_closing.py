@@ -204,6 +204,24 @@ async def test_a_put_that_was_tried_again_and_is_stored_in_the_last_look_is_told
     assert await outcome(call) == (await stored(store.inner)).count == 1
 
 
+async def test_a_put_that_ends_just_after_the_deadline_is_known_to_be_stored():
+    store = FaultyStore(MemoryStore())
+    counters, clock = await opened(store=store)
+    gate = store.hold("put")
+    call = asyncio.create_task(counters.call("ada", Counter.increment))
+    await gate.reached()
+    ledger = counters._registry.servers["ada"].ledger
+    close = asyncio.create_task(counters.close(deadline=1))
+    while not ledger.paused:  # the last look
+        await rest()
+        clock.advance(0.5)
+    gate.release()
+    error = await outcome(close)
+    assert not isinstance(error, CloseError) or (error.unknown, error.not_stored) == ((), ())
+    assert (await stored(store.inner)).count == 1
+    assert await outcome(call) == 1
+
+
 async def test_what_is_not_stored_is_named_though_the_store_fails_to_close_too():
     store = FaultyStore(MemoryStore())
     counters, clock = await opened(store=store, durability="hibernate", store_patience=0.01)

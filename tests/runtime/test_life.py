@@ -379,6 +379,8 @@ async def test_on_start_that_raises_starts_nothing_and_hurts_only_its_key():
             return self.n
 
     manager, _ = managed(Picky)
+    noise = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: noise.append(context))
     async with manager as picky:
         outcomes = await asyncio.gather(*(picky.call("bad", Picky.add) for _ in range(3)), return_exceptions=True)
         assert all(
@@ -387,6 +389,8 @@ async def test_on_start_that_raises_starts_nothing_and_hurts_only_its_key():
         assert len({id(outcome) for outcome in outcomes}) == 3
         assert await picky.call("good", Picky.add) == 1
         assert picky.keys() == ["good"]
+    gc.collect()
+    assert noise == []  # those who waited were told, and nobody else
 
 
 async def test_a_change_outside_a_turn_is_reported_and_kept():

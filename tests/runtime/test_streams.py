@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, commit, readonly
 from overwinter.errors import ReentrantCallError, UsageError
 from overwinter.testing import FaultyStore, ManualClock, until
+
+
+from overwinter.errors import ClosedError, CloseError, ReentrantCallError, UsageError
+from overwinter.testing import FaultyStore, until
 
 
 class Chat(Agent):
@@ -181,6 +186,11 @@ async def test_a_stream_that_nobody_takes_never_begins():
         assert chats.inspect("a").state == "cold"
         assert await anext(stream) == "hello"
         await stream.aclose()
+        never = chats.call("b", Chat.say, "hello")
+        await never.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(never)
+        assert chats.inspect("b").state == "cold"
 
 
 async def test_readonly_streams_run_beside_each_other():
@@ -299,3 +309,19 @@ async def test_a_stream_whose_agent_hibernates_just_as_it_begins_runs_on_the_nex
 class Plain(Agent):
     async def one(self):
         yield 1
+
+
+async def test_who_waits_for_an_item_is_told_though_the_body_outlasts_the_manager():
+    store = FaultyStore(MemoryStore())
+    chats = managed(store)
+    await chats.open()
+    store.hold("get")
+    stream = chats.call("a", Chat.for_ever)
+    waiting = asyncio.create_task(anext(stream))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    with contextlib.suppress(CloseError):
+        await chats.close(deadline=0.05)
+    done, _ = await asyncio.wait([waiting], timeout=5)
+    assert done
+    assert waiting.cancelled() or isinstance(waiting.exception(), ClosedError)

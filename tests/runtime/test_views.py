@@ -76,6 +76,8 @@ async def test_stats_count_what_is_there():
         await counters.stop("a")
         await counters.get("a")
         assert (counters.stats().created, counters.stats().thawed, counters.stats().hibernated) == (4, 1, 1)
+        await counters.stop("b")
+        assert (counters.stats().dirty, counters.stats().dirty_since, counters.stats().loss_window) == (0, None, 0)
 
 
 async def test_inspect_says_what_goes_on_and_why_it_does_not_hibernate():
@@ -101,6 +103,13 @@ async def test_inspect_says_what_goes_on_and_why_it_does_not_hibernate():
         seen = counters.inspect("ada")
         assert (seen.state, seen.last_error) == ("live", "StoreUnavailableError")
         store.heal()
+        await counters.save("ada")
+        assert counters.inspect("ada").why_live.startswith("idle for")  # whatever went wrong before
+        with pytest.raises(ValueError, match="as asked"):
+            await counters.call("ada", Counter.fail)
+        await counters.call("ada", Counter.increment)
+        assert counters.inspect("ada").last_error == "ValueError"
+        assert counters.inspect("ada").why_live == "idle for 60 s more"  # that was no failure of the store
         await pass_time(clock, lambda: counters.inspect("ada").state == "cold")
 
 
