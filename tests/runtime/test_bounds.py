@@ -10,6 +10,7 @@ from agents import Counter
 from overwinter import Agent, InstanceManager, MemoryStore
 from overwinter.errors import MailboxFullError, StateTooLargeError, StoreUnavailableError, ThawError, TooManyLiveError
 from overwinter.runtime._home import Failures
+from overwinter.runtime._room import PutBudget, Room
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -181,3 +182,29 @@ async def test_the_default_bound_of_a_state_is_four_megabytes():
         with pytest.raises(StateTooLargeError, match=r"max_state=4,194,304"):
             await heavies.call("a", Heavy.fill, 4 * 1024 * 1024)
         assert len((await heavies.state("a")).text) == 4 * 1024 * 1024 - 100
+
+
+async def test_who_no_longer_waits_for_a_place_is_not_counted():
+    room = Room(ManualClock(), 1, lambda: False)
+    await room.enter("ada")
+    waiting = asyncio.create_task(room.enter("bob"))
+    await until(lambda: room.wanted)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert not room.wanted
+    room.leave()
+    assert room.try_enter()
+    assert not room.try_enter()
+
+
+def test_whoever_waits_for_bytes_is_called_as_soon_as_one_is_left():
+    budget, called = PutBudget(1), []
+    budget.left = 0
+    budget.wait(lambda: called.append("first"))
+    budget.let_go()
+    assert called == []
+    budget.left = 1
+    budget.let_go()
+    assert called == ["first"]
+    budget.let_go()
+    assert called == ["first"]

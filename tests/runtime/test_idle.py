@@ -67,3 +67,17 @@ async def test_a_closed_tracker_lets_nobody_expire():
     await rest()
     clock.advance(60)
     assert (len(expired), list(tracker.members())) == (AT_ONCE, [])
+
+
+async def test_a_closed_tracker_leaves_no_timer_and_watches_nobody_any_more():
+    clock, expired = ManualClock(), []
+    tracker: IdleTracker[IdleMember] = IdleTracker(clock, 60, expired.append)
+    member = IdleMember()
+    tracker.touch(member)
+    assert clock.timers == 1
+    clock.advance(30)
+    assert tracker.remaining(member) == 30
+    tracker.close()
+    assert clock.timers == 0
+    tracker.touch(member)
+    assert (tracker.remaining(member), clock.timers, list(tracker.members())) == (None, 0, [])

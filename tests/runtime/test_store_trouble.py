@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 
@@ -12,6 +13,7 @@ from waiting import outcome, pass_time, reports, rest, stored, write_behind
 
 from overwinter import Agent, InstanceManager, MemoryStore, readonly
 from overwinter.errors import (
+    AgentDeletedError,
     OutcomeUnknownError,
     RevisionConflictError,
     StoreUnavailableError,
@@ -245,6 +247,7 @@ async def test_a_shared_reader_whose_copy_another_reader_found_stale_reads_the_n
         store.asked[0].set_result(None)
         assert await outcome(first) == (1, 11)
         assert await outcome(second) == (1, 11)
+        assert manager.stats().superseded == 0  # nothing was lost by it
         assert await outcome(manager.call("ada", Known.increment)) == 12
 
 
@@ -263,7 +266,7 @@ class Overtaken(MemoryStore):
 
 
 async def test_a_call_that_ends_just_as_its_copy_is_found_stale_is_not_acknowledged_under_hibernate():
-    reports()
+    told = reports()
     store, event = Overtaken(), asyncio.Event()
     async with InstanceManager(Counter, store=store, durability="hibernate") as counters:
         await counters.call("ada", Counter.increment)
@@ -274,7 +277,92 @@ async def test_a_call_that_ends_just_as_its_copy_is_found_stale_is_not_acknowled
         call = asyncio.create_task(counters.call("ada", Counter.wait, event, 100))
         assert isinstance(await outcome(call), SupersededError)
         assert isinstance(await outcome(save), SupersededError)
+        assert "acknowledged in memory and superseded before it was stored" in told[0]["message"]
         assert await outcome(counters.call("ada", Counter.read)) == 1
+
+
+@pytest.mark.parametrize("durability", ["call", "hibernate"])
+async def test_nothing_is_reported_where_nothing_that_was_acknowledged_is_lost(durability):
+    told, store = reports(), MemoryStore()
+    async with InstanceManager(Counter, store=store, durability=durability) as counters:
+        await counters.call("ada", Counter.increment)
+        await counters.save("ada")
+        await write_behind(store, 10)
+        with pytest.raises(SupersededError):
+            await (counters.call("ada", Counter.increment) if durability == "call" else counters.delete("ada"))
+        assert counters.stats().superseded == 1
+        assert await outcome(counters.call("ada", Counter.read)) == 11
+    assert told == []
+
+
+@pytest.mark.parametrize("why", ["superseded", "not what the class declares"])
+async def test_what_on_stop_changed_and_can_never_be_stored_is_reported_and_the_life_ends(why):
+    class Tidy(Agent):
+        count: int = 0
+
+        async def add(self) -> int:
+            self.count += 1
+            return self.count
+
+        async def on_stop(self) -> None:
+            stops.append(self.key)
+            if len(stops) > 1:
+                return
+            self.count = 50
+            if why == "superseded":
+                await write_behind(store, 10, Tidy)
+            else:
+                self.count = "fifty"
+
+    told, store, stops = reports(), MemoryStore(), []
+    async with InstanceManager(Tidy, store=store) as tidies:
+        assert await tidies.call("ada", Tidy.add) == 1
+        await tidies.stop("ada")
+        assert (tidies.keys(), stops) == ([], ["ada"])
+        assert ["what on_stop changed could not be kept" in report["message"] for report in told] == [True]
+        assert tidies.stats().superseded == (why == "superseded")
+        assert await tidies.call("ada", Tidy.add) == (12 if why == "superseded" else 2)
+
+
+async def test_a_superseded_call_that_does_not_end_is_left_behind_and_reported():
+    class Stays(Agent):
+        count: int = 0
+
+        async def stay(self, never: asyncio.Event) -> None:
+            while not never.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await never.wait()
+
+        async def add(self) -> int:
+            self.count += 1
+            return self.count
+
+    told, store, clock, never = reports(), FaultyStore(MemoryStore()), ManualClock(), asyncio.Event()
+    async with InstanceManager(Stays, store=store, clock=clock) as manager:
+        await manager.call("ada", Stays.add)
+        await write_behind(store.inner, 10, Stays)
+        gate = store.hold("put")
+        add = asyncio.create_task(manager.call("ada", Stays.add))
+        await gate.reached()
+        stay = asyncio.create_task(manager.call("ada", Stays.stay, never))
+        await until(lambda: manager.inspect("ada").running)
+        gate.release()
+        assert isinstance(await outcome(add), SupersededError)
+        later = asyncio.create_task(manager.call("ada", Stays.add))
+        await pass_time(clock, later.done)
+        assert await later == 12
+        assert "a superseded call was left behind" in told[0]["message"]
+        never.set()
+        assert isinstance(await outcome(stay), SupersededError)
+
+
+async def test_deleting_what_was_never_stored_asks_the_store_to_delete_nothing():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.get("ada")
+        await counters.delete("ada")
+        assert store.calls["delete"] == 0
+        assert counters.keys() == []
 
 
 # ---------------------------------------------------------------- what is tried again, and when
@@ -486,3 +574,40 @@ async def test_a_delete_that_happened_is_never_called_undone_when_the_store_then
         store.fail("head", down)
         with pytest.raises(StoreUnavailableError):
             await counters.delete("ada")  # it was not there: nothing happened
+
+
+async def test_a_save_while_it_is_deleted_does_not_put_it_back():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, durability="hibernate") as counters:
+        await counters.call("ada", Counter.increment)
+        await counters.save("ada")
+        await counters.call("ada", Counter.increment)
+        gate = store.hold("delete")
+        delete = asyncio.create_task(counters.delete("ada"))
+        await gate.reached()
+        save = asyncio.create_task(counters.save("ada"))
+        await rest()
+        gate.release()
+        assert await outcome(delete) is None
+        assert isinstance(await outcome(save), AgentDeletedError)
+        assert store.calls["put"] == 1
+        assert await stored(store.inner) is None
+
+
+async def test_a_save_while_a_put_is_tried_again_waits_for_that_and_puts_nothing_itself():
+    reports()
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, durability="hibernate", clock=clock) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", StoreUnavailableError("disk full"))
+        saves = [asyncio.create_task(counters.save("ada"))]
+        await rest()
+        assert store.calls["put"] == 1
+        await counters.call("ada", Counter.increment)
+        saves.append(asyncio.create_task(counters.save("ada")))
+        await rest()
+        assert store.calls["put"] == 1
+        await pass_time(clock, lambda: all(save.done() for save in saves))
+        assert [await outcome(save) for save in saves] == [None, None]
+        assert store.calls["put"] == 2
+        assert (await stored(store.inner)).count == 2

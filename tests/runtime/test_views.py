@@ -185,3 +185,11 @@ async def test_an_ordinary_life_logs_nothing_and_says_nothing(caplog, capfd):
         await counters.delete("ada")
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
+
+
+async def test_without_a_store_nothing_is_dirty():
+    async with InstanceManager(Counter) as counters:
+        await counters.call("ada", Counter.increment)
+        seen = counters.stats()
+        assert (seen.dirty, seen.dirty_since, seen.loss_window, seen.unknown) == (0, None, 0, ())
+        assert counters.inspect("ada").dirty_since is None
