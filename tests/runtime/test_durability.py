@@ -16,6 +16,8 @@ from overwinter.errors import (
     SupersededError,
     ThawError,
 )
+from overwinter.persistence import default_key
+from overwinter.record import unpack
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -110,6 +112,33 @@ async def test_there_and_back_while_a_put_is_in_flight_is_not_unchanged():
         assert await asyncio.gather(*calls) == [1, 0]
         assert store.calls["put"] == 2
         assert (await stored(store, "ada")).count == 0
+
+
+async def test_each_version_that_is_stored_has_the_next_number():
+    store = FaultyStore(MemoryStore())
+    for lives in (1, 2):
+        async with InstanceManager(Counter, store=store) as counters:
+            for turn in (1, 2, 3):
+                await counters.call("ada", Counter.increment)
+                data = (await store.get(default_key("Counter", "ada"))).data
+                assert unpack(data)[0].sequence == 3 * (lives - 1) + turn
+
+
+async def test_what_changes_while_a_save_is_under_way_is_put_no_earlier_than_it_must_be():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, durability="hibernate") as counters:
+        await counters.call("ada", Counter.increment)
+        gate = store.hold("put")
+        save = asyncio.create_task(counters.save("ada"))
+        await gate.reached()
+        await counters.call("ada", Counter.increment)
+        gate.release()
+        await save
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert store.calls["put"] == 1
+        assert counters.stats().dirty == 1
+    assert (await stored(store, "ada")).count == 2
 
 
 async def test_a_caller_cancelled_at_the_gate_stops_waiting_and_the_change_stays():

@@ -156,6 +156,28 @@ async def test_a_stop_whose_last_put_fails_says_so_and_the_agent_lives_on():
         assert (await stored(store.inner, Tidy, "a")).n == 102
 
 
+async def test_one_that_can_not_come_back_after_a_failed_end_is_tried_again_by_the_next_call():
+    class Fragile(Tidy, name="fragile"):
+        async def on_start(self, broken: list[str]) -> None:
+            if broken:
+                raise LookupError(broken[0])
+
+    told, broken, store, clock = reports(), [], FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Fragile, store=store, context=broken, clock=clock, store_patience=5) as manager:
+        await manager.call("a", Fragile.add)
+        store.fail("put", down, times=math.inf)
+        broken.append("not now")
+        stop = asyncio.create_task(manager.stop("a"))
+        await pass_time(clock, stop.done)
+        assert isinstance(stop.exception(), StoreUnavailableError)
+        assert any("could not come back to life" in report["message"] for report in told)
+        store.heal()
+        with pytest.raises(ThawError, match="on_start raised LookupError"):
+            await manager.call("a", Fragile.add)
+        broken.clear()
+        assert await manager.call("a", Fragile.add) == 2
+
+
 async def test_what_on_stop_changed_and_could_not_be_stored_is_kept_where_it_was_acknowledged():
     class Parting(Tidy, name="parting"):
         async def on_start(self, store: FaultyStore) -> None:
@@ -321,6 +343,33 @@ async def test_an_agent_whose_deletion_failed_hibernates():
 
 
 # ---------------------------------------------------------------- ended twice
+
+
+async def test_a_delete_waits_for_another_of_the_same_key():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        await counters.stop("ada")
+        gate = store.hold("delete")
+        deletes = [asyncio.create_task(counters.delete("ada")) for _ in range(2)]
+        await gate.reached()
+        await rest()
+        assert (gate.waiting, [delete.done() for delete in deletes]) == (1, [False, False])
+        gate.release()
+        assert [await outcome(delete) for delete in deletes] == [None, None]
+        assert (store.calls["delete"], await stored(store.inner)) == (1, None)
+
+
+async def test_where_nobody_lives_or_nothing_is_stored_there_is_nothing_to_end_or_keep():
+    async with InstanceManager(Counter) as counters:
+        for verb in (counters.save, counters.stop, counters.delete):
+            await verb("nobody")
+        await counters.get("ada")
+        await counters.save("ada")
+        assert await counters.call("ada", Counter.increment) == 1
+        await counters.save("ada")
+        await counters.delete("ada")
+        assert counters.keys() == []
 
 
 async def test_two_deletes_and_a_stop_at_once_all_succeed():

@@ -206,7 +206,11 @@ async def test_a_manager_that_a_system_opens_in_the_background_is_waited_for():
         gate = store.hold("claim")
         counters = system.manager(Counter)
         tasks = [asyncio.ensure_future(drain(counters.stored_keys())), asyncio.ensure_future(counters.count_stored())]
+        tasks.append(asyncio.ensure_future(counters.delete("ada")))
+        gone = asyncio.ensure_future(counters.delete("bob"))
         await gate.reached()
-        assert store.calls["keys"] == store.calls["count"] == 0
+        gone.cancel()  # its wait, not the opening that all wait for
+        await asyncio.wait([gone])
+        assert store.calls["keys"] == store.calls["count"] == store.calls["head"] == 0
         gate.release()
-        assert await asyncio.gather(*tasks) == [[], 0]
+        assert await asyncio.gather(*tasks) == [[], 0, None]

@@ -359,6 +359,9 @@ async def test_tell_inside_a_turn_leaves_with_it_or_not_at_all():
             if fail:
                 raise ValueError("as asked")
 
+        async def only_tell(self) -> None:
+            self.counters.tell("ada", Counter.increment)
+
     store = FaultyStore(MemoryStore())
     async with AgentSystem(store=store) as system:
         counters = system.manager(Counter)
@@ -380,6 +383,9 @@ async def test_tell_inside_a_turn_leaves_with_it_or_not_at_all():
         await tellers.call("t", Teller.pass_on, False)
         await until(lambda: not counters._home.tasks)
         assert await counters.call("ada", Counter.read) == 2  # each leaves once
+        await tellers.call("t", Teller.only_tell)
+        await until(lambda: not counters._home.tasks)
+        assert await counters.call("ada", Counter.read) == 3  # with nothing to store it leaves at once
 
 
 async def test_a_failed_tell_reaches_the_loops_exception_handler():
