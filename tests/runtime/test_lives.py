@@ -11,7 +11,13 @@ from agents import Counter, Order, Recorder
 from waiting import outcome, pass_time, reports, rest, stored
 
 from overwinter import Agent, InstanceManager, MemoryStore
-from overwinter.errors import MissingInitialError, ReentrantCallError, StoreUnavailableError, ThawError
+from overwinter.errors import (
+    AgentNotFoundError,
+    MissingInitialError,
+    ReentrantCallError,
+    StoreUnavailableError,
+    ThawError,
+)
 from overwinter.runtime._lifecycle import Event, State, after
 from overwinter.testing import FaultyStore, ManualClock, until
 
@@ -21,6 +27,66 @@ def down() -> StoreUnavailableError:
 
 
 # ---------------------------------------------------------------- coming alive
+
+
+async def test_those_who_asked_alike_for_an_agent_share_its_failure_and_others_do_not():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        gate = store.hold("get")
+        strict = asyncio.create_task(counters.get("ada", missing="raise"))
+        others = [asyncio.create_task(counters.get("ada")) for _ in range(2)]
+        await gate.reached()
+        gate.release()
+        assert isinstance(await outcome(strict), AgentNotFoundError)
+        assert [await outcome(other) for other in others] == [counters.lookup("ada")] * 2
+        assert store.calls["get"] == 2
+        store.fail("get", down)
+        gate = store.hold("get", after=True)
+        alike = [asyncio.create_task(counters.get("bob")) for _ in range(3)]
+        await rest()
+        gate.release()
+        errors = [await outcome(each) for each in alike]
+        assert all(isinstance(error, ThawError) for error in errors)
+        assert len(set(map(id, errors))) == 3
+        assert store.calls["get"] == 3
+
+
+async def test_whoever_asks_while_an_agent_leaves_gets_its_next_life():
+    class Slow(Agent):
+        async def on_start(self, event: asyncio.Event) -> None:
+            self.event = event
+
+        async def wait(self) -> None:
+            await self.event.wait()
+
+        async def items(self):
+            yield "item"
+
+        async def on_stop(self) -> None:
+            await self.event.wait()
+
+    event = asyncio.Event()
+    async with InstanceManager(Slow, context=event) as manager:
+        await manager.get("a")
+        stop = asyncio.create_task(manager.stop("a"))
+        await until(lambda: manager.inspect("a").state == "freezing")
+        get = asyncio.create_task(manager.get("a"))
+        await rest()
+        assert not get.done()
+        event.set()
+        assert await outcome(get) == manager.lookup("a")
+        assert manager.inspect("a").state == "live"
+        await stop
+        event.clear()
+        wait = asyncio.create_task(manager.call("a", Slow.wait))
+        await until(lambda: manager.inspect("a").running)
+        stop = asyncio.create_task(manager.stop("a"))
+        await rest()
+        first = asyncio.ensure_future(anext(manager.call("a", Slow.items)))  # behind the stop
+        await rest()
+        event.set()
+        assert await outcome(first) == "item"
+        assert [await outcome(task) for task in (wait, stop)] == [None, None]
 
 
 @pytest.mark.parametrize("durability", ["call", "hibernate"])

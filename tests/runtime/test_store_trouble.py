@@ -453,8 +453,13 @@ async def test_one_probe_at_a_time_while_the_store_is_down():
         assert store.calls["put"] == tried
         gate.release()
         assert isinstance(await outcome(probe), StoreUnavailableError)
+        assert await outcome(counters.call("ada", Counter.read)) == 0  # what is durable can be read
         store.heal()
-        assert await outcome(counters.call("ada", Counter.increment)) == 1
+        gate = store.hold("put")
+        calls = [asyncio.create_task(counters.call("ada", each)) for each in (Counter.increment, Counter.read)]
+        await gate.reached()
+        gate.release()
+        assert [await outcome(call) for call in calls] == [1, 1]  # it waited for what it saw
 
 
 async def test_no_read_resolves_an_unknown_outcome():
