@@ -13,10 +13,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mutation.__main__ import Judges, find_faults  # noqa: E402
+from mutation.__main__ import Fault, Judges, find_faults  # noqa: E402
 from mutation._changes import changes  # noqa: E402
 from mutation._report import page  # noqa: E402
 from mutation._trials import Outcome, run_trials  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def faults() -> list[Fault]:
+    return find_faults()
 
 
 @pytest.mark.parametrize(
@@ -48,8 +53,7 @@ def test_the_changes_of_a_module(before: str, after: set[str]) -> None:
     assert made == after
 
 
-def test_every_fault_has_a_name_of_its_own_and_what_is_called_at_import_is_changed_there() -> None:
-    faults = find_faults()
+def test_every_fault_has_a_name_of_its_own_and_what_is_called_at_import_is_changed_there(faults: list[Fault]) -> None:
     assert len({fault.name for fault in faults}) == len(faults) > 2000
     early = {fault.change.place for fault in faults if fault.change.function is None}
     assert {"_fixed_sizes", "Failures", ""} <= early
@@ -75,9 +79,9 @@ def test_a_fault_that_no_test_finds_survives_and_one_that_hangs_does_not(monkeyp
     assert found[1].by == "test"
 
 
-def test_those_judge_that_execute_the_line_and_whoever_found_its_neighbour_comes_first() -> None:
-    fault = next(fault for fault in find_faults() if fault.change.place == "Gate.release")
-    other = next(fault for fault in find_faults() if fault.change.place == "Turnstile.leave")
+def test_those_judge_that_execute_the_line_and_whoever_found_its_neighbour_comes_first(faults: list[Fault]) -> None:
+    fault = next(fault for fault in faults if fault.change.place == "Gate.release")
+    other = next(fault for fault in faults if fault.change.place == "Turnstile.leave")
     here, elsewhere = {str(fault.path): {fault.change.lines[0]}}, {str(other.path): {other.change.lines[0]}}
     judges = Judges({
         "slow": {"seconds": 2, "lines": here}, "quick": {"seconds": 1, "lines": here},
