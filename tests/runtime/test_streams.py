@@ -186,6 +186,10 @@ async def test_a_stream_that_nobody_takes_never_begins():
         assert chats.inspect("a").state == "cold"
         assert await anext(stream) == "hello"
         await stream.aclose()
+        async with chats.call("a", Chat.say, "hello", "world") as entered:
+            assert await anext(entered) == "hello"
+        with pytest.raises(StopAsyncIteration):
+            await anext(entered)
         never = chats.call("b", Chat.say, "hello")
         await never.aclose()
         with pytest.raises(StopAsyncIteration):
@@ -235,6 +239,25 @@ async def test_commit_is_durable_and_is_where_a_failure_rolls_back_to():
             with pytest.raises(ValueError, match="as asked"):
                 await call
             assert await chats.call("a", Chat.read) == ["first"] == await kept(store)
+
+
+async def test_a_readonly_call_commits_nothing_that_others_changed():
+    class Reader(Agent):
+        count: int = 0
+
+        async def add(self) -> None:
+            self.count += 1
+
+        @readonly
+        async def look(self) -> int:
+            await commit()
+            return self.count
+
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Reader, store=store, durability="hibernate") as readers:
+        await readers.call("a", Reader.add)
+        assert await readers.call("a", Reader.look) == 1
+        assert store.calls["put"] == 0
 
 
 async def test_commit_outside_a_turn_does_nothing_and_in_another_task_is_refused():

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from agents import Counter, Order, Recorder
 
-from overwinter import Agent, AgentSystem, InstanceManager, Interval, MemoryStore, Signal, readonly
+from overwinter import Agent, AgentSystem, InstanceManager, Interval, MemoryStore, Signal, commit, readonly
 from overwinter.errors import (
     AgentStateError,
     ClosedError,
@@ -362,6 +362,12 @@ async def test_tell_inside_a_turn_leaves_with_it_or_not_at_all():
         async def only_tell(self) -> None:
             self.counters.tell("ada", Counter.increment)
 
+        async def tell_and_commit(self) -> None:
+            self.n += 1
+            self.counters.tell("ada", Counter.increment)
+            await commit()
+            self.n += 1
+
     store = FaultyStore(MemoryStore())
     async with AgentSystem(store=store) as system:
         counters = system.manager(Counter)
@@ -386,6 +392,9 @@ async def test_tell_inside_a_turn_leaves_with_it_or_not_at_all():
         await tellers.call("t", Teller.only_tell)
         await until(lambda: not counters._home.tasks)
         assert await counters.call("ada", Counter.read) == 3  # with nothing to store it leaves at once
+        await tellers.call("t", Teller.tell_and_commit)
+        await until(lambda: not counters._home.tasks)
+        assert await counters.call("ada", Counter.read) == 4
 
 
 async def test_a_failed_tell_reaches_the_loops_exception_handler():
