@@ -69,17 +69,18 @@ def _walk(node: ast.AST, place: str, function: tuple[str, int] | None, early: se
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr | ast.Assert) or _is_typing(child):
                 continue
+            inside = function
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and field == "body" and function is None:
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                inside = None if place in early else (place, first)
             for new, text in _instead(child, node, field):
                 lines = range(child.lineno, (_last_line(child) or child.lineno) + 1)  # type: ignore[attr-defined]
                 ast.fix_missing_locations(ast.copy_location(new, child))
-                found.append(Change(place, function, lines, text, node, field, index, new))
-            inner, outer = place, function
+                found.append(Change(place, inside, lines, text, node, field, index, new))
+            inner = place
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 inner = f"{place}.{child.name}".lstrip(".")
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and field == "body" and function is None:
-                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-                outer = None if place in early else (place, first)
-            _walk(child, inner, outer, early, found)
+            _walk(child, inner, inside, early, found)
 
 
 def _last_line(node: ast.AST) -> int | None:

@@ -57,7 +57,7 @@ def test_every_fault_has_a_name_of_its_own_and_what_is_called_at_import_is_chang
     assert len({fault.name for fault in faults}) == len(faults) > 2000
     early = {fault.change.place for fault in faults if fault.change.function is None}
     assert {"_fixed_sizes", "Failures", ""} <= early
-    assert "check_depth" not in early
+    assert not {"check_depth", "Gate.release", "Gate.__init__"} & early
 
 
 def test_a_fault_that_no_test_finds_survives_and_one_that_hangs_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
