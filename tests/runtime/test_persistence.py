@@ -6,7 +6,13 @@ import pytest
 from agents import Counter
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, upcast
-from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StateTooLargeError, StoreUnavailableError
+from overwinter.errors import (
+    InvalidKeyError,
+    OutcomeUnknownError,
+    RevisionConflictError,
+    StateTooLargeError,
+    StoreUnavailableError,
+)
 from overwinter.testing import FaultyStore
 
 
@@ -125,3 +131,17 @@ async def test_a_migration_that_keeps_the_shape_is_seen_at_once_and_stored_with_
         assert await centimetres.call("ada", Centimetres.grow, 5) == 305
     async with InstanceManager(Centimetres, store=store) as centimetres:
         assert (await centimetres.state("ada")).length == 305
+
+
+async def test_it_opens_and_closes_its_store_and_refuses_what_is_no_key():
+    store = FaultyStore(MemoryStore())
+    async with Persistence(store) as persistence:
+        assert (store.calls["open"], store.calls["close"]) == (1, 0)
+        for bad in ("", "x" * 1025, 7):
+            with pytest.raises(InvalidKeyError):
+                await persistence.hibernate(bad, Counter())
+            with pytest.raises(InvalidKeyError):
+                await persistence.thaw(Counter, bad)
+            with pytest.raises(InvalidKeyError):
+                await persistence.delete(Counter, bad)
+    assert (store.calls["open"], store.calls["close"]) == (1, 1)

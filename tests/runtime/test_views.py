@@ -52,6 +52,7 @@ async def test_stats_count_what_is_there():
     store, clock = FaultyStore(MemoryStore()), ManualClock()
     async with InstanceManager(Counter, store=store, durability="hibernate", clock=clock) as counters:
         await counters.call("a", Counter.increment)
+        assert (counters.stats().dirty_since, counters.stats().loss_window) == (clock.time(), 0)
         clock.advance(5)
         await counters.call("b", Counter.increment)
         await counters.call("c", Counter.read)
