@@ -69,6 +69,19 @@ def test_every_kind_of_token_is_measured(body: bytes) -> None:
         _scan(b"\x93" + body + b"\xc0", 2)
 
 
+@pytest.mark.parametrize("size", [0, 1, 9])
+@pytest.mark.parametrize(("first", "width", "more"), [
+    (0xC4, 1, 0), (0xC5, 2, 0), (0xC6, 4, 0), (0xC7, 1, 1), (0xC8, 2, 1), (0xC9, 4, 1), (0xD9, 1, 0), (0xDA, 2, 0),
+    (0xDB, 4, 0),
+])  # fmt: skip
+def test_each_width_of_a_length_is_read_exactly(first: int, width: int, more: int, size: int) -> None:
+    body = bytes([first]) + size.to_bytes(width, "big") + bytes(more + size)
+    _scan(b"\x92" + body + b"\xc0", 2)
+    for wrong in (body[:-1], body + b"\xc0"):
+        with pytest.raises(CorruptRecordError):
+            _scan(b"\x91" + wrong, 2)
+
+
 def test_one_byte_starts_no_value() -> None:
     with pytest.raises(CorruptRecordError, match="starts no value"):
         _scan(b"\x91\xc1", 100)
