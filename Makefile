@@ -7,6 +7,7 @@ SEED ?= 0
 
 VENV := .venv
 BENCH := .venv-bench
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 FUZZ := .venv-fuzz
 FUZZ_SECONDS ?= 180
 BIN := $(VENV)/bin
@@ -28,7 +29,7 @@ bench: $(BENCH)/bench.stamp
 	$(BENCH)/bin/python -m benchmarks --write
 
 test: lint strace
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Tests watch with it whether stores flush before they acknowledge. Without it these are skipped; in CI they fail.
 strace:
@@ -40,7 +41,7 @@ strace:
 
 # The proofs in the sizes for before a release: an hour or two. Writes its report into docs/reliability.md.
 soak: $(VENV)/test.stamp strace
-	$(BIN)/python -m pytest tests/reliability --soak --report -n $$(nproc) --dist worksteal
+	$(BIN)/python -m pytest tests/reliability --soak --report $(PARALLEL)
 
 # Hostile records, guided by coverage. What reached something new is kept for the next run.
 fuzz: $(FUZZ)/fuzz.stamp

@@ -14,7 +14,7 @@ __all__ = ["PACKAGE", "ROOT", "SUBJECTS", "TESTS"]
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "overwinter"
-SUBJECTS = ("persistence.py", "record/*.py", "runtime/*.py")
+SUBJECTS = ("_depth.py", "persistence.py", "record/*.py", "runtime/*.py")
 TESTS = (
     "tests/record", "tests/runtime", "tests/test_write_ids.py", "tests/agent/test_classes.py",
     "tests/agent/test_classes_and_records.py", "tests/agent/test_classes_at_work.py",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import inspect
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     choose_seed(config)
     config.pluginmanager.register(Report(config))
+    config.addinivalue_line("markers", "alone: has a bound in seconds, so no other test runs beside it")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Where tests run in several processes, let one that is to be alone wait for the others, and they for it."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    here = Path(__file__).parent
+    with (here / "conftest.py").open() as turnstile, (here / "proofs.py").open() as place:  # any two files
+        fcntl.flock(turnstile, fcntl.LOCK_EX)  # or those that may run together would let nobody be alone
+        fcntl.flock(place, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(turnstile, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -32,6 +32,7 @@ async def rounds(url, keys):
         }
 
 
+@pytest.mark.alone
 def test_ten_thousand_agents_are_stored_within_ten_seconds_of_sigterm(tmp_path, worker, url, proof):
     keys = [f"k{i}" for i in range(MANY)]
     service = worker("serve", "drain.py", url=url(tmp_path), agents=MANY, saved=0, size=0, deadline=6 * SECONDS)
@@ -43,7 +44,7 @@ def test_ten_thousand_agents_are_stored_within_ten_seconds_of_sigterm(tmp_path, 
     took = time.monotonic() - began
     proof.count(agents=MANY, milliseconds=round(took * 1000))
     assert (status, service.errors) == (0, "")
-    assert took < SECONDS or proof.soak  # there other proofs run beside it
+    assert took < SECONDS
     assert asyncio.run(rounds(url(tmp_path), keys)) == dict.fromkeys(keys, 1)
 
 

@@ -9,12 +9,8 @@ import gc
 import pytest
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, commit, readonly
-from overwinter.errors import ReentrantCallError, UsageError
-from overwinter.testing import FaultyStore, ManualClock, until
-
-
 from overwinter.errors import ClosedError, CloseError, ReentrantCallError, UsageError
-from overwinter.testing import FaultyStore, until
+from overwinter.testing import FaultyStore, ManualClock, until
 
 
 class Chat(Agent):
