@@ -351,3 +351,23 @@ async def test_a_call_to_another_agent_has_a_time_of_its_own():
 def test_a_turn_timeout_that_is_no_length_of_time_is_refused(value):
     with pytest.raises(ValueError, match="turn_timeout must be 0 or more seconds"):
         InstanceManager(Writer, turn_timeout=value)
+
+
+async def test_that_a_call_was_too_slow_is_told_when_what_it_saw_is_durable():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    options = {"store": store, "clock": clock, "turn_timeout": 30, "context": {"saw": []}}
+    async with InstanceManager(Writer, **options) as writers:
+        await writers.get("a")
+        gate = store.hold("put")
+        go = asyncio.Event()
+        go.set()
+        first = asyncio.create_task(writers.call("a", Writer.write, go))
+        await gate.reached()
+        slow = asyncio.create_task(writers.call("a", Writer.write, asyncio.Event()))
+        await rest()
+        clock.advance(31)
+        await rest()
+        assert not slow.done()
+        gate.release()
+        assert isinstance(await outcome(slow), TurnTimeoutError)
+        assert await outcome(first) == 1

@@ -67,6 +67,20 @@ async def test_calls_are_taken_again_once_the_store_is_well_however_it_was_ill()
         assert (await stored(store.inner)).count == 3
 
 
+async def test_while_an_outcome_stays_unknown_calls_are_turned_away_at_once():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=1) as counters:
+        store.fail("put", reset, times=math.inf)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await pass_time(clock, call.done)
+        for method in (Counter.increment, Counter.read):
+            late = asyncio.create_task(counters.call("ada", method))
+            await rest()  # and no time passes
+            assert isinstance(late.exception(), StoreUnavailableError)
+        store.heal()
+        await pass_time(clock, lambda: not counters.stats().dirty)
+
+
 # ---------------------------------------------------------------- stores that raise what they like
 
 
@@ -179,6 +193,23 @@ async def test_an_initial_state_that_could_not_be_stored_is_shown_to_nobody_and_
 
 
 # ---------------------------------------------------------------- other owners
+
+
+async def test_a_copy_that_lost_its_agent_is_stopped_like_any_other():
+    stopped = []
+
+    class Mortal(Counter):
+        async def on_stop(self) -> None:
+            stopped.append(self.count)
+
+    store = MemoryStore()
+    async with InstanceManager(Mortal, store=store) as mortals:
+        await mortals.call("ada", Mortal.increment)
+        await write_behind(store, by=5, cls=Mortal)
+        assert isinstance(await outcome(mortals.call("ada", Mortal.increment)), SupersededError)
+        await until(lambda: stopped)
+        assert await outcome(mortals.call("ada", Mortal.increment)) == 7
+    assert stopped == [2, 7]
 
 
 async def test_a_call_that_waits_for_a_delete_which_lost_a_race_never_sees_the_stale_copy():
