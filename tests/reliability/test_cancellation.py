@@ -509,8 +509,8 @@ async def test_clients_that_are_cancelled_at_random_get_their_own_answers(proof:
         keys = [f"client {number}" for number in range(CLIENTS)]
         chances = [random.Random(chance.getrandbits(64)) for _ in keys]
         done = await asyncio.gather(*(client(world, *each, rounds) for each in zip(keys, chances, strict=True)))
-        assert min(done) > 0
-        assert sum(done) > CLIENTS * rounds // 2
+        assert min(done) > 0  # most are cut off, but how many is up to the server's speed
+        assert sum(done) > CLIENTS * rounds // 5
         await until(lambda: world.manager.stats().queued == 0)
         for key in keys:
             await own(world, key)

@@ -143,13 +143,17 @@ def enough(done):
 
 
 async def disturb(server, dice, busy):
-    """Lose and hold up what goes to a server, and let late requests arrive, as long as somebody is busy."""
-    while not busy.done():
+    """Lose and hold up a hundred requests to a server, and let late ones arrive, as long as somebody is busy."""
+    for _ in range(100):
         for _ in range(dice.randrange(1, 20)):
             await asyncio.sleep(0)
         server.trouble = dice.choice(REMOTE_TROUBLES)
         if server.late and dice.random() < 0.5:
             server.late.pop(0)()
+        while server.trouble is not None:
+            if busy.done():
+                return
+            await asyncio.sleep(0)
 
 
 async def verdict_on(kind, path, dice):
