@@ -22,6 +22,8 @@ __all__ = ["Proof", "Report", "add_options", "choose_seed"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- report -->", "<!-- end of report -->"
+MANY = 12
+"""Cases of one test, above which the report has one row for all."""
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -32,7 +34,9 @@ def add_options(parser: pytest.Parser) -> None:
 
 def choose_seed(config: pytest.Config) -> None:
     """Decide the seed once; every process of this run has the same."""
-    if config.option.seed is None:
+    if hasattr(config, "workerinput"):
+        config.option.seed = config.workerinput["seed"]
+    elif config.option.seed is None:
         config.option.seed = secrets.randbelow(1 << 32) if config.option.soak else 2026
 
 
@@ -93,11 +97,31 @@ class Report:
         what = f"{tests}, {self.violations()} violations, seed {self.config.option.seed}"
         lines = [f"{self.began:%Y-%m-%d}, `make soak`: {what}. {machine()}.", ""]
         lines += ["| proof | tried and seen | violations | seconds |", "| --- | --- | ---: | ---: |"]
-        for name, (counts, outcome, seconds) in sorted(self.rows.items()):
+        for name, (counts, outcome, seconds) in sorted(self.merged().items()):
             seen = ", ".join(f"{number:,} {what}" for what, number in counts.items())
             lines.append(f"| {words(name)} | {seen} | {outcome} | {seconds:,.0f} |")
         lines += ["", f"{self.silent} further tests of `tests/reliability` count nothing, and passed."]
         return "\n".join(lines)
+
+    def merged(self) -> dict[str, tuple[dict[str, int], str, float]]:
+        """The rows; of a test with many cases, one for all."""
+        tests: dict[str, list[str]] = {}
+        for name in self.rows:
+            tests.setdefault(name.partition("[")[0], []).append(name)
+        found: dict[str, tuple[dict[str, int], str, float]] = {}
+        for test, names in tests.items():
+            if len(names) <= MANY:
+                found |= {name: self.rows[name] for name in names}
+                continue
+            total: dict[str, int] = {}
+            for name in names:
+                for what, number in self.rows[name][0].items():
+                    total[what] = total.get(what, 0) + number
+            failed = [name for name in names if self.rows[name][1] == "failed"]
+            found[f"{test}[{len(names)} cases]"] = (
+                total, ", ".join(failed) or "0", sum(self.rows[name][2] for name in names)
+            )  # fmt: skip
+        return found
 
     def violations(self) -> int:
         return sum(outcome == "failed" for _, outcome, _ in self.rows.values())

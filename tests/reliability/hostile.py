@@ -339,6 +339,9 @@ async def main(seed: str, first: int, cases: int, breakage: str) -> None:
     for good in goods:  # everything that is loaded or compiled once is so before the hook listens
         assert judge(good, Stored(good.data, REVISION)) == "read"
         assert await revive(managers, good, Stored(good.data, REVISION)) == "revived"
+    for cls in (Everything, Plain):  # a reply that is kept for the first time, too
+        assert await managers[cls].options(call_id="2").call("other", cls.add) == 1
+        await managers[cls].stop("other")
     if breakage:
         BREAKAGES[breakage]()
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

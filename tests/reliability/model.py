@@ -332,6 +332,8 @@ class Operation:
             case ClosedError():
                 return process.closing
             case CloseError():
+                if process.options.get("max_live") and self.deadline < 5:  # so long an agent may wait for a place
+                    return True
                 return bool(process.fired) or bool(world.hooks) or not self.deadline
             case ReentrantCallError():
                 return nested or self.parent is not None

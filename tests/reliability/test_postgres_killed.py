@@ -170,13 +170,22 @@ async def test_live_agents_keep_their_state_and_go_on(server, kill, proof):
         await asyncio.wait(callers)
         assert tallies.stats().live == WRITERS
         assert tallies.stats().superseded == 0, "nobody else wrote"
-        live = [await tallies.call(f"k{number}", Tally.total) for number in range(WRITERS)]
+        live = [await again(tallies.call, f"k{number}", Tally.total) for number in range(WRITERS)]
     async with InstanceManager(Tally, store=PostgresStore(server.url)) as tallies:
         stored = [await tallies.call(f"k{number}", Tally.total) for number in range(WRITERS)]
     assert stored == live
     proof.count(acknowledged=sum(sure), of_unknown_outcome=sum(maybe))
     for number in range(WRITERS):
         assert sure[number] <= stored[number] <= sure[number] + maybe[number] + 1  # one was cancelled at the end
+
+
+async def again(call, *arguments):
+    """Repeat a call that is turned away while the outcome of the last write is not known yet."""
+    while True:
+        try:
+            return await call(*arguments)
+        except StoreUnavailableError:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_manager_whose_patience_is_short_says_no_and_works_again(server):

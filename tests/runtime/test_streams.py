@@ -344,3 +344,32 @@ async def test_who_waits_for_an_item_is_told_though_the_body_outlasts_the_manage
     done, _ = await asyncio.wait([waiting], timeout=5)
     assert done
     assert waiting.cancelled() or isinstance(waiting.exception(), ClosedError)
+
+
+@pytest.mark.parametrize("step", ["ends", "yields", "commits"])
+async def test_what_a_stream_makes_after_its_consumer_left_does_not_count(step):
+    class Deaf(Agent):
+        words: list[str] = []
+
+        async def heard(self) -> None:
+            self.words.append("heard")
+
+        async def talk(self):
+            self.words.append("one")
+            yield "one"
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.words.append("two")
+                manager.tell(self.key, Deaf.heard)
+            if step == "yields":
+                yield "two"
+            if step == "commits":
+                await commit()
+
+    manager = InstanceManager(Deaf, store=MemoryStore())
+    async with manager:
+        async with manager.call("a", Deaf.talk) as items:
+            assert await anext(items) == "one"
+        await until(lambda: not manager.inspect("a").running)
+        assert (await manager.state("a")).words == ["one"]

@@ -228,6 +228,7 @@ class Performer(IdleMember, Generic[A]):
         body = method.function(self.agent, *args, **kwargs)
         if send is None:
             return await body
+        turn.streams = True
         return await (self._pass_on(body, send) if method.provisional else self._send_items(turn, body, send))
 
     async def _run_once(
@@ -349,6 +350,8 @@ class Performer(IdleMember, Generic[A]):
         ledger = self.ledger
         if turn.aborted is not None:
             raise turn.aborted  # the body kept the cancellation to itself; what it made does not count
+        if turn.streams and turn.task.cancelling():
+            raise asyncio.CancelledError  # the same, and it was the consumer who left
         if ledger.lost:
             raise ledger.superseded()
         if not turn.readonly:

@@ -44,6 +44,7 @@ class Turn:
 
     # What few turns need has its default in the class: a turn costs as much as what is set in each one.
     interleaved = False
+    streams = False
     receipt: Receipt | None = None
     active = True
     aborted: OverwinterError | None = None
