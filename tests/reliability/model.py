@@ -160,6 +160,7 @@ class Operation:
             self._none(self.open + self.sealed)
             self.open, self.sealed = [], []
         self.attempt += 1
+        self.deletions = self.world.deletions[self.key]  # before: it may be deleted before its reply arrives
         self.ended = self.stayed = False
         self.began_at = self.world.now()
         self.life = self.process.seen(self.key, agent, self)
@@ -285,7 +286,7 @@ class Operation:
             elif known[0] != result:
                 self.world.wrong(f"{self} got {result}, but {self.call_id!r} was answered {known[0]}")
         elif self.process.gated and self.attempt and self.sealed:
-            ids[self.call_id] = (result, self.world.deletions[self.key])
+            ids[self.call_id] = (result, self.deletions)
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, CloseError):
@@ -332,7 +333,7 @@ class Operation:
             case ClosedError():
                 return process.closing
             case CloseError():
-                if process.options.get("max_live") and self.deadline < 5:  # so long an agent may wait for a place
+                if self.deadline < 5:  # so long may who waits for a place take, and a leap of the clock leaves no time
                     return True
                 return bool(process.fired) or bool(world.hooks) or not self.deadline
             case ReentrantCallError():
@@ -342,7 +343,7 @@ class Operation:
             case SupersededError():
                 return any(world.foreign(process, key) for key in blamed)
             case OutcomeUnknownError():
-                return bool(fired & {"unknown", "held"})
+                return bool(fired & {"unknown", "held"}) or (self.kind == "delete" and bool(fired))
             case StoreUnavailableError():
                 return bool(fired)
             case ThawError():
@@ -521,18 +522,23 @@ class Process:
         if self.running[key]:
             world.wrong(f"{key!r} starts while it is alive")
         old = self.lives.get(key)
-        if key in self.loads or old is None:
+        if comes := key in self.loads or old is None:
             life = self._come(key, agent, marks)
         else:  # back to life from the bytes that could not be stored
             if marks != old.cur and not (self.gated and marks == self.dur.get(key)):
                 world.wrong(f"{key!r} was revived with {marks}, not {old.cur}; durable is {self.dur.get(key)}")
             life = self.lives[key] = Life(agent, marks, old.since)
         what = world.hooks.get(key, "")
-        if what == "start raises":
+        try:
+            if what == "start raises":
+                raise Boom("on_start")
+            if what == "start waits":
+                await world.hook_gate.wait()
+        except BaseException:
             self.fired["start", key] += 1
-            raise Boom("on_start")
-        if what == "start waits":
-            await world.hook_gate.wait()
+            if comes and self.lives.get(key) is life:
+                del self.lives[key]  # it never came alive
+            raise
         if what == "start marks":
             agent._add(world.new_mark(None))
             life.cur = marks_of(agent)

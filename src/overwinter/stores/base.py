@@ -146,7 +146,7 @@ class Store(ABC):
 
         Override it, together with ``get``, where a batch of gets is cheaper than a task each.
         """
-        return asyncio.ensure_future(self.in_time(self.get(key)))
+        return asyncio.ensure_future(self._get_in_time(key))
 
     def begin_get(self, key: str, done: Got) -> asyncio.Future[Stored | None] | None:
         """Begin a get as ``fetch`` does; *done* is called once, in a later pass of the loop.
@@ -179,6 +179,9 @@ class Store(ABC):
                 return await operation
         except TimeoutError:
             raise late(f"{type(self).__name__} did not answer within {self.timeout:g} s") from None
+
+    async def _get_in_time(self, key: str) -> Stored | None:
+        return await self.in_time(self.get(key))  # begun here: one that was given up before has no coroutine to warn of
 
     async def _put_in_time(self, key: str, data: bytes, revision: Revision, expected: Revision | Expect) -> None:
         await self.in_time(self.put(key, data, revision=revision, expected=expected), OutcomeUnknownError)
