@@ -11,7 +11,7 @@ import pytest
 from agents import Counter
 from waiting import outcome, pass_time, reports, rest, stored, write_behind
 
-from overwinter import Agent, InstanceManager, MemoryStore, readonly
+from overwinter import Agent, InstanceManager, MemoryStore, commit, readonly
 from overwinter.errors import (
     AgentDeletedError,
     OutcomeUnknownError,
@@ -65,6 +65,24 @@ async def test_calls_are_taken_again_once_the_store_is_well_however_it_was_ill()
         await pass_time(clock, lambda: not counters.stats().dirty)
         assert await outcome(counters.call("ada", Counter.increment)) == 3
         assert (await stored(store.inner)).count == 3
+
+
+async def test_a_commit_of_unknown_outcome_that_was_overtaken_is_not_called_not_stored():
+    class Commits(Counter):
+        async def add(self) -> None:
+            self.count += 1
+            await commit()
+
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Commits, store=store, clock=clock) as manager:
+        await manager.call("ada", Commits.increment)
+        store.fail("put", reset, after=True)  # it landed, and nobody knows
+        call = asyncio.create_task(manager.call("ada", Commits.add))
+        await rest()
+        await write_behind(store.inner, by=10, cls=Commits)
+        await pass_time(clock, call.done)
+        assert isinstance(call.exception(), OutcomeUnknownError)
+        assert (await stored(store.inner, Commits)).count == 12
 
 
 async def test_while_an_outcome_stays_unknown_calls_are_turned_away_at_once():

@@ -458,6 +458,10 @@ class Ledger(Gate):
         self.fail(why)
         self._host.lose(self.superseded())
 
+    def lost_to(self, since: int) -> OverwinterError:
+        """What a turn that began at version *since* is told: if it made one that may be stored, nobody knows."""
+        return _unknown(self._who) if self._unknown_to > since else self.superseded()
+
     def superseded(self) -> SupersededError:
         error = SupersededError(
             f"{self._who}: another owner wrote this agent; this change was not stored, and the copy here was dropped. "

@@ -204,7 +204,7 @@ class AgentServer(Arriving[A]):
         self.turns.hold()
         self.turns.evict(Retired)
         for turn in self.running:
-            turn.abort(self.ledger.superseded())
+            turn.abort(self.ledger.superseded() if turn.readonly else self.ledger.lost_to(turn.since))
         if was is LIVE:
             self.home.spawn(self._bury())
 
