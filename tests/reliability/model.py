@@ -291,6 +291,11 @@ class Operation:
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, CloseError):
             self._closed(error.not_stored, error.unknown)
+        if self.kind == "delete":  # it may have happened, or go on without its caller
+            self.world.writers[self.key].append(None)
+            for mark in self.world.loose[self.key]:
+                if self.world.told.get(mark) == "soft":
+                    self.world.told[mark] = "maybe"
         self._none(self.open)
         if isinstance(error, Boom) and self.process.gated and not self.cancelled and not self.nested:
             self.world.must_be_durable(self, self.base, "an error")

@@ -392,7 +392,8 @@ class Machine(RuleBasedStateMachine):
             missing = [mark for mark in life.cur if mark not in process.dur.get(key, ())]
             if not missing or world.foreign(process, key, life.since):
                 continue
-            if any(one.key == key and one.kind == "delete" and not one.done for one in process.operations):
+            deletes = [one for one in process.operations if one.key == key and one.kind == "delete"]
+            if not all(one.done and one.error is None for one in deletes):
                 continue
             if process.gated and process._put_failed(key):
                 continue
