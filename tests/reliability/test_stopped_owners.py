@@ -160,6 +160,7 @@ async def test_an_owner_stopped_past_its_timeouts_says_nothing_that_is_not_so(pl
     racer.say()
     assert racer.ended() == 0, racer.errors
     assert refusal(history, *AGENT) is None
-    proof.count(races=races, surely_stale=stops.held, **{f"{name}s": number for name, number in outcomes.items()})
+    words = {name: "replies" if name == "reply" else f"{name}s" for name in outcomes}
+    proof.count(races=races, surely_stale=stops.held, **{words[name]: number for name, number in outcomes.items()})
     assert outcomes["reply"], outcomes
     assert stops.held, outcomes
