@@ -21,6 +21,7 @@ from .agent._receipts import Receipts, receipts_from
 from .errors import (
     AgentStateError,
     CorruptRecordError,
+    MigrationError,
     OutcomeUnknownError,
     OverwinterError,
     RevisionConflictError,
@@ -173,7 +174,11 @@ class Keeper(Generic[A]):
         )
         as_stored = same and self._schema.repeats and not extras and len(body) <= self.max_state
         if not same:
-            body = self._schema.encode(agent, extras)
+            try:
+                body = self._schema.encode(agent, extras)
+            except AgentStateError as error:
+                kind = CorruptRecordError if header.fingerprint == self._schema.fingerprint else MigrationError
+                raise kind(f"{where}: what the record holds could not be stored again, so it stays: {error}") from None
         give_key(agent, key)
         return Loaded(
             agent,
