@@ -64,14 +64,12 @@ class Loaded(Generic[A]):
 
     agent: A
     body: bytes
-    """The encoding of the agent as it is now, which is not the stored one if it was migrated."""
+    """What encoding the agent as it is now gives: not the stored bytes if it was migrated."""
     extras: Mapping[str, Any]
     receipts: Receipts
     store_key: str
     revision: Revision
     sequence: int
-    as_stored: bool
-    """Whether *body* is certain to be what encoding the agent gives, so that it need not be checked again."""
 
 
 class Keeper(Generic[A]):
@@ -167,17 +165,12 @@ class Keeper(Generic[A]):
             has_extras=bool(header.flags & EXTRAS),
             key=key,
         )
-        same = (
-            header.version == self._schema.version
-            and header.fingerprint == self._schema.fingerprint
-            and self._schema.ordered
-        )
-        as_stored = same and self._schema.repeats and not extras and len(body) <= self.max_state
-        if not same:
+        same = header.version == self._schema.version and header.fingerprint == self._schema.fingerprint
+        if extras or not (same and self._schema.repeats):
             try:
-                body = self._schema.encode(agent, extras)
+                body = self._written(agent, extras)
             except AgentStateError as error:
-                kind = CorruptRecordError if header.fingerprint == self._schema.fingerprint else MigrationError
+                kind = CorruptRecordError if same and not self.kind.custom else MigrationError
                 raise kind(f"{where}: what the record holds could not be stored again, so it stays: {error}") from None
         give_key(agent, key)
         return Loaded(
@@ -188,7 +181,6 @@ class Keeper(Generic[A]):
             store_key,
             stored.revision,
             header.sequence,
-            as_stored,
         )
 
     def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING) -> bytes:
@@ -198,18 +190,30 @@ class Keeper(Generic[A]):
             AgentStateError: it is not what the class declares.
             StateTooLargeError: it is larger than ``max_state``.
         """
+        body = self._written(agent, extras)
+        if len(body) > self.max_state:  # nearly never: not worth a call in each turn
+            self.check_size(agent, body)
+        return body
+
+    def _written(self, agent: A, extras: Mapping[str, Any]) -> bytes:
         try:
-            body = self._encode(agent, extras)
+            return self._encode(agent, extras)
         except OverwinterError:
             raise
         except Exception as error:  # a dump() of the class's own may raise anything
             raise AgentStateError(f"{self._who(agent)}: dump() raised {type(error).__name__}") from error
+
+    def check_size(self, agent: A, body: bytes) -> None:
+        """Check what an agent's state is encoded to.
+
+        Raises:
+            StateTooLargeError: it is larger than ``max_state``.
+        """
         if len(body) > self.max_state:
             raise StateTooLargeError(
                 f"{self._who(agent)}: its state takes {len(body):,} bytes, more than max_state={self.max_state:,}: "
                 "keep large things elsewhere and their names here, or raise max_state"
             )
-        return body
 
     def _who(self, agent: A) -> str:
         return f"{self.kind.name} {agent.__dict__.get(KEY, '')!r}"  # never its repr, which the class may override

@@ -28,7 +28,6 @@ from hostile_agents import CALL, KEY, REVISION, Everything, Plain, Sample, sampl
 from overwinter import InstanceManager, MemoryStore
 from overwinter.agent import _receipts
 from overwinter.errors import (
-    AgentStateError,
     AlreadyAppliedError,
     CallIdReusedError,
     CorruptRecordError,
@@ -269,12 +268,7 @@ def written_again(sample: Sample, loaded: Loaded[Any], header: Header) -> str:
     """What came alive can be stored, and comes alive again."""
     keeper, schema = sample.keeper, sample.keeper.kind.schema
     assert type(loaded.agent) is keeper.kind.cls
-    try:
-        again = keeper.encode(loaded.agent, loaded.extras)
-    except AgentStateError:
-        # pydantic reads an infinity that it would write as null: such an agent comes alive, and its first call is told
-        assert schema._has_models
-        return "read, and not written"
+    again = keeper.encode(loaded.agent, loaded.extras)
     flags = header.flags if schema.custom else EXTRAS
     header = msgspec.structs.replace(header, version=schema.version, fingerprint=schema.fingerprint, flags=flags)
     keeper.read(KEY, sample.store_key, Stored(pack(header, again), header.revision))

@@ -138,12 +138,14 @@ class Operation:
         self.sealed: list[int] = []  # in a version, not known to be durable
         self.base: Marks = ()  # where a failure goes back to
         self.life: Any = None
-        self.cancelled = self.done = self.ended = self.stayed = False
+        self.done = self.ended = self.stayed = False
+        self.cancelled = 0  # by its caller, so often
         self.result: Any = None
         self.error: BaseException | None = None
         self.before: Marks | None = None  # what the life had when it was asked
         self.nested = False
         self.deadline = more.get("deadline", 30.0)
+        self.leap = 0.0  # the most seconds that passed at once meanwhile
         self.began_at: float | None = None
 
     def __repr__(self) -> str:
@@ -184,7 +186,8 @@ class Operation:
                 try:
                     await self.go.wait()
                 except asyncio.CancelledError:
-                    self.stayed = not self.cancelled
+                    asked = asyncio.current_task().cancelling()  # by whoever ends turns, or by callers: they don't
+                    self.stayed |= asked > self.cancelled or self.kind in ("items", "left")
             case "commit":
                 self.seal(agent)
                 made = list(self.sealed)
@@ -338,9 +341,9 @@ class Operation:
             case ClosedError():
                 return process.closing
             case CloseError():
-                if self.deadline < 5:  # so long may who waits for a place take, and a leap of the clock leaves no time
-                    return True
-                return bool(process.fired) or bool(world.hooks) or not self.deadline
+                no_time = self.leap >= self.deadline / 2  # the second half went by at once
+                no_place = "max_live" in process.options and self.deadline < 10  # so long may one wait for it
+                return no_time or no_place or bool(process.fired) or bool(world.hooks)
             case ReentrantCallError():
                 return nested or self.parent is not None
             case AgentNotFoundError():

@@ -66,7 +66,7 @@ def test_hostile_bytes_end_in_a_value_or_a_typed_error(proof: Proof) -> None:
     proof.count(records=size, read=counts["read"], came_alive=counts["revived"])
 
 
-@pytest.mark.parametrize(("seed", "case"), [("307623269", 79801), ("3812292217", 123747)])
+@pytest.mark.parametrize(("seed", "case"), [("307623269", 79801), ("3812292217", 123747), ("1439622115", 956912)])
 def test_what_was_found_once_is_not_found_again(seed, case):
     """An infinity in a model that would write it as null: an error of calls came out of a thaw."""
     done = run(seed, case, 1)

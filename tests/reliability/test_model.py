@@ -136,6 +136,8 @@ class Machine(RuleBasedStateMachine):
         def move() -> None:
             self.world.clock.advance(seconds)
             for process in self.world.processes:
+                for operation in process.operations:
+                    operation.leap = max(operation.leap, seconds)
                 if not process.dead:
                     process.clock.advance(seconds)
 
@@ -258,7 +260,7 @@ class Machine(RuleBasedStateMachine):
             return
         operation = under_way[which % len(under_way)]
         if how == "cancel":
-            operation.cancelled = True
+            operation.cancelled += 1
             self.do(operation.task.cancel)
         elif how == "cancel key":
             if not operation.process.closing:

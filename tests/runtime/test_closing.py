@@ -330,6 +330,25 @@ async def test_a_turn_in_a_turn_that_closing_ends_does_not_save_the_one_around_i
 # ---------------------------------------------------------------- nothing begins on a closed manager
 
 
+class Working(Agent):
+    begun: int = 0
+
+    async def work(self) -> None:
+        self.begun += 1
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("store", [None, MemoryStore()])
+async def test_calls_that_wait_at_half_time_do_not_begin(store):
+    manager, clock = await opened(Working, store=store)
+    calls = [asyncio.create_task(manager.call("a", Working.work)) for _ in range(5)]
+    await rest()
+    assert await closed(manager, clock, 10) is None  # and nobody is named as abandoned
+    told = [str(await outcome(call)) for call in calls]
+    assert "took too long; it was rolled back" in told[0]
+    assert all("had not begun" in text for text in told[1:])
+
+
 @pytest.mark.parametrize("store", [None, MemoryStore()], ids=["without a store", "with one"])
 async def test_what_was_made_before_close_and_is_awaited_after_it_is_refused(store):
     counters = InstanceManager(Counter, store=store)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from agents import Counter
+from pydantic import BaseModel
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, upcast
 from overwinter.errors import (
+    CorruptRecordError,
     InvalidKeyError,
     OutcomeUnknownError,
     RevisionConflictError,
     StateTooLargeError,
     StoreUnavailableError,
 )
+from overwinter.record import pack, unpack
+from overwinter.stores.base import Expect
 from overwinter.testing import FaultyStore
 
 
@@ -145,3 +151,33 @@ async def test_it_opens_and_closes_its_store_and_refuses_what_is_no_key():
             with pytest.raises(InvalidKeyError):
                 await persistence.delete(Counter, bad)
     assert (store.calls["open"], store.calls["close"]) == (1, 1)
+
+
+class Gauge(BaseModel):
+    level: float = 0.5
+
+
+@pytest.mark.parametrize("starts", [True, False])
+async def test_a_record_of_what_can_not_be_stored_again_does_not_come_alive(starts):
+    class Tank(Agent):
+        gauge: Gauge = Gauge()
+
+        if starts:
+
+            async def on_start(self) -> None:
+                self.gauge = Gauge()
+
+    store = MemoryStore()
+    async with Persistence(store) as persistence:
+        await persistence.hibernate("ada", Tank())
+        stored = await store.get("Tank:ada")
+        header, body = unpack(stored.data)
+        forged = body.replace(b"\xcb" + struct.pack(">d", 0.5), b"\xa51E999")  # read as infinity, written as null
+        await store.delete("Tank:ada", expected=Expect.ANY)
+        await store.put("Tank:ada", pack(header, forged), revision=stored.revision, expected=Expect.ABSENT)
+        with pytest.raises(CorruptRecordError, match="could not be stored again"):
+            await persistence.thaw(Tank, "ada")
+        async with InstanceManager(Tank, store=store) as tanks:
+            with pytest.raises(CorruptRecordError, match="could not be stored again"):
+                await tanks.get("ada")
+        assert (await store.get("Tank:ada")).data == pack(header, forged)

@@ -169,11 +169,10 @@ class Arriving(Performer[A]):
         try:
             changed = self._make(loaded, initial, missing)
             self._note_attributes()
-            body = ledger.cur_body
-            if loaded is not None and not loaded.as_stored:
-                body = self.home.keeper.encode(self.agent, ledger.extras)
-            if changed or body != ledger.cur_body:
-                ledger.advance(body)
+            if loaded is not None:
+                self.home.keeper.check_size(self.agent, loaded.body)
+            if changed:
+                ledger.advance(ledger.cur_body)
         except BaseException as error:
             found = self._failed_to_start(error)
             if isinstance(error, Exception):

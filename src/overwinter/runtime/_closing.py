@@ -24,18 +24,15 @@ RETRY_DELAY = 0.05  # seconds before an agent that could not be stored is tried 
 
 
 async def close_lives(registries: Sequence[Registry[Any]], clock: Clock, deadline: float) -> CloseError | None:
-    """End all lives within *deadline* seconds; at half time, what still runs is rolled back."""
+    """End all lives within *deadline* seconds; at half time what runs is rolled back, and what waits never begins."""
     start = clock.monotonic()
     await _drain_all(registries, start + deadline / 2)
     for registry in registries:
         for server in list(registry.servers.values()):
+            closes = f"{registry.home.kind.name} {server.key!r}: the manager closes"
+            server.turns.evict(partial(ClosedError, f"{closes} and this call had not begun; it never will"))
             for turn in server.running:
-                turn.abort(
-                    ClosedError(
-                        f"{registry.home.kind.name} {server.key!r}: the manager closes and this call took too long; "
-                        "it was rolled back"
-                    )
-                )
+                turn.abort(ClosedError(f"{closes} and this call took too long; it was rolled back"))
     await _drain_all(registries, start + deadline)
     # What is under way may still be told truly: stored, or not. The disk keeps the machine's time, not the clock's.
     puts = {server.ledger.pause() for registry in registries for server in registry.servers.values()} - {None}
@@ -73,6 +70,8 @@ def _others(registry: Registry[Any]) -> set[asyncio.Future[Any]]:
 async def _end(registry: Registry[Any], server: AgentServer[Any], done: Callable[[], object]) -> None:
     try:
         await registry.stop(server.key)
+    except ClosedError:
+        return  # half time sent it away with all who waited; the second half asks anew
     except Exception as error:  # noqa: BLE001  # it is tried again, and named if that does not help
         server.last_error = type(error)
         await registry.home.terms.clock.sleep(RETRY_DELAY)
