@@ -344,7 +344,9 @@ class Machine(RuleBasedStateMachine):
         for key, life in process.lives.items():
             for mark in life.cur:
                 if world.told.get(mark) == "soft" and mark not in world.disk_marks.get(key, ()):
-                    if not world.foreign(process, key, life.since) and not (since and world.times[mark] >= since):
+                    if not world.foreign(process, key, life.since) and not (
+                        since and world.times.get(mark, since) >= since
+                    ):
                         world.wrong(f"a crash loses {mark} of {key!r}, and the loss window did not say so")
                     world.told[mark] = "maybe"
         home = process.manager._registry.home
@@ -391,6 +393,7 @@ class Machine(RuleBasedStateMachine):
         world, manager = self.world, process.manager
         stats, live = manager.stats(), set(manager.keys())
         for key, life in process.lives.items():
+            world.note_times(life.cur)
             missing = [mark for mark in life.cur if mark not in process.dur.get(key, ())]
             if not missing or world.foreign(process, key, life.since):
                 continue

@@ -426,6 +426,35 @@ async def test_a_delete_waits_for_another_of_the_same_key():
         assert (store.calls["delete"], await stored(store.inner)) == (1, None)
 
 
+class Lingering(Counter, name="lingering"):
+    async def on_start(self, gate: asyncio.Event) -> None:
+        self.gate = gate
+
+    async def on_stop(self) -> None:
+        await self.gate.wait()
+
+
+@pytest.mark.parametrize("durability", ["call", "hibernate"])
+async def test_a_delete_leaves_alone_what_begins_after_it(durability):
+    store, stopped = FaultyStore(MemoryStore()), asyncio.Event()
+    async with InstanceManager(Lingering, store=store, durability=durability, context=stopped) as counters:
+        await counters.call("ada", Counter.increment, 5)
+        delete = asyncio.create_task(counters.delete("ada"))
+        await rest()
+        call = asyncio.create_task(counters.call("ada", Counter.increment))  # finds one that is being deleted
+        await rest()
+        assert not call.done()
+        gate = store.hold("head")  # what else may be stored is looked for before the next life begins
+        stopped.set()
+        await gate.reached()
+        await rest()
+        assert (counters.stats().created, call.done()) == (1, False)
+        gate.release()
+        assert await outcome(delete) is None
+        assert await outcome(call) == 1
+        assert await outcome(counters.call("ada", Counter.read)) == 1
+
+
 async def test_where_nobody_lives_or_nothing_is_stored_there_is_nothing_to_end_or_keep():
     async with InstanceManager(Counter) as counters:
         for verb in (counters.save, counters.stop, counters.delete):

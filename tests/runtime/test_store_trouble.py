@@ -11,7 +11,7 @@ import pytest
 from agents import Counter
 from waiting import outcome, pass_time, reports, rest, stored, write_behind
 
-from overwinter import Agent, InstanceManager, MemoryStore, commit, readonly
+from overwinter import Agent, InstanceManager, Interval, MemoryStore, Persistence, commit, readonly
 from overwinter.errors import (
     AgentDeletedError,
     OutcomeUnknownError,
@@ -403,6 +403,57 @@ async def test_a_superseded_call_that_does_not_end_is_left_behind_and_reported()
         assert "a superseded call was left behind" in told[0]["message"]
         never.set()
         assert isinstance(await outcome(stay), SupersededError)
+
+
+class Lasting(Agent):
+    count: int = 0
+
+    async def on_start(self, never: asyncio.Event) -> None:
+        self.never = never
+
+    async def add(self) -> int:
+        self.count += 1
+        return self.count
+
+    async def stay(self) -> None:
+        while not self.never.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.never.wait()
+
+    async def on_stop(self) -> None:
+        await self.stay()
+
+
+async def test_a_copy_that_was_dropped_and_does_not_end_is_not_called_dirty():
+    reports()
+    store, clock, never = FaultyStore(MemoryStore()), ManualClock(), asyncio.Event()
+    async with InstanceManager(Lasting, store=store, clock=clock, durability=Interval(1), context=never) as manager:
+        await manager.call("ada", Lasting.add)
+        async with Persistence(store.inner) as other:
+            await other.hibernate("ada", Lasting())
+        assert manager.stats().dirty == 1
+        await pass_time(clock, lambda: manager.stats().superseded)
+        seen, one = manager.stats(), manager.inspect("ada")
+        never.set()
+    assert (seen.live, seen.dirty, seen.dirty_since, seen.loss_window, one.dirty_since) == (1, 0, None, 0, None)
+
+
+async def test_a_body_that_outlives_its_rollback_is_no_sign_of_another_owner():
+    reports()
+    store, clock, never = FaultyStore(MemoryStore()), ManualClock(), asyncio.Event()
+    async with InstanceManager(Lasting, store=store, clock=clock, store_patience=0, context=never) as manager:
+        store.fail("put", down)
+        gate = store.hold("put")
+        add = asyncio.create_task(manager.call("ada", Lasting.add))
+        await gate.reached()
+        stay = asyncio.create_task(manager.call("ada", Lasting.stay))
+        await until(lambda: manager.inspect("ada").running)
+        gate.release()
+        await pass_time(clock, add.done)
+        never.set()
+        assert [type(await outcome(task)) for task in (add, stay)] == [StoreUnavailableError] * 2
+        assert await outcome(manager.call("ada", Lasting.add)) == 1
+        assert manager.stats().superseded == 0
 
 
 async def test_deleting_what_was_never_stored_asks_the_store_to_delete_nothing():

@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -237,7 +238,6 @@ class Registry(Generic[A]):
 
     async def delete(self, key: str) -> None:
         """End the life of *key* without saving, and delete whatever is stored under it."""
-        begun = False
         while key in self.servers or key in self._deleting:
             server = self.servers.get(key)
             if server is None:
@@ -248,13 +248,13 @@ class Registry(Generic[A]):
                     await _settled(server)
                     continue
                 try:
-                    await server.delete()
+                    await server.delete(partial(self._delete_stored, key, begun=True))
                 except (Retired, AgentDeletedError):
                     continue
-                begun = True
-        await self._delete_stored(key, begun)
+                return
+        await self._delete_stored(key, begun=False)
 
-    async def _delete_stored(self, key: str, begun: bool) -> None:
+    async def _delete_stored(self, key: str, *, begun: bool) -> None:
         """Delete a record that nobody has alive, readable or not; the next life of the key waits for that.
 
         *begun*: its life was deleted, so that a failure from here on no longer means that nothing happened.

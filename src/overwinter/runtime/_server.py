@@ -7,6 +7,7 @@ registry's business.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from ..errors import (
     OutsideTurnError,
     OverwinterError,
     RevisionConflictError,
+    SupersededError,
     TurnCancelledError,
 )
 from ..stores.base import Expect
@@ -196,7 +198,7 @@ class AgentServer(Arriving[A]):
         was, self.state = self.state, after(self.state, LOST)
         if error is not None:
             self.last_error = type(error)
-            self.home.superseded += 1
+            self.home.superseded += isinstance(error, SupersededError)  # or a body outlived its rollback
             if not self.ledger.gated and not self.ledger.clean:
                 self.home.report(self.key, error, "acknowledged in memory and superseded before it was stored")
         if self.home.idle is not None:
@@ -216,8 +218,8 @@ class AgentServer(Arriving[A]):
         self.state = after(self.state, LEFT)
         self._end()
 
-    async def delete(self) -> None:
-        """End without saving, and delete what is stored.
+    async def delete(self, delete_rest: Callable[[], Awaitable[None]]) -> None:
+        """End without saving, and delete what is stored; the next life begins when *delete_rest* is done, too.
 
         Raises:
             StoreError: it could not be deleted, and stays live.
@@ -248,6 +250,9 @@ class AgentServer(Arriving[A]):
         deleted = partial(AgentDeletedError, f"{self._who} was deleted before this call was done")
         ledger.abandon(deleted)
         self.turns.evict(deleted)
-        await self._on_stop()
-        self.state = after(self.state, LEFT)
-        self._end()
+        try:
+            await self._on_stop()
+            await delete_rest()
+        finally:
+            self.state = after(self.state, LEFT)
+            self._end()

@@ -64,15 +64,16 @@ class Inspection:
 def stats(registry: Registry[Any]) -> Stats:
     """Count; costs a look at each live agent."""
     home, servers = registry.home, registry.servers.values()
-    since = [server.ledger.dirty_since for server in servers if server.ledger.dirty_since is not None]
+    kept = [server for server in servers if not server.ledger.lost]  # what a copy had that was dropped is gone already
+    since = [server.ledger.dirty_since for server in kept if server.ledger.dirty_since is not None]
     return Stats(
         live=len(servers),
         attached=len(home.held),
         thawing=sum(server.state is THAWING for server in servers),
-        dirty=sum(not server.ledger.clean for server in servers),
+        dirty=sum(not server.ledger.clean for server in kept),
         dirty_since=min(since, default=None),
         loss_window=max(0.0, home.terms.clock.time() - min(since)) if since else 0.0,
-        unknown=tuple(server.key for server in servers if server.ledger.unknown),
+        unknown=tuple(server.key for server in kept if server.ledger.unknown),
         queued=sum(server.turns.queued for server in servers),
         created=home.created,
         thawed=home.thawed,
@@ -97,7 +98,7 @@ def inspect(registry: Registry[Any], key: str) -> Inspection:
         queued=server.turns.queued,
         attached=len(holders),
         holders=holders,
-        dirty_since=server.ledger.dirty_since,
+        dirty_since=None if server.ledger.lost else server.ledger.dirty_since,
         last_error=None if error is None else error.__name__,
         why_live=_why_live(server, len(holders)) if server.state is LIVE else None,
     )
