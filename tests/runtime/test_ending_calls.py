@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from waiting import outcome, pass_time, rest, stored
@@ -148,6 +149,27 @@ async def test_a_caller_whose_call_was_cancelled_is_not_cancelled_itself():
         await running(writers)
         writers.cancel("a")
         assert await outcome(task) == "unharmed"
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize("method", [Writer.write, Writer.write_deaf])
+async def test_a_caller_who_is_cancelled_too_is_cancelled_if_its_call_was(method, ours_first):
+    async with Writers() as writers:
+
+        async def caller() -> str:
+            try:
+                return await writers.call("a", method, asyncio.Event())
+            except TurnCancelledError:
+                assert asyncio.current_task().cancelling() == 1  # its own, which it has not heard of yet
+                return "told"
+
+        task = asyncio.create_task(caller())
+        await running(writers)
+        for end in (partial(writers.cancel, "a"), task.cancel)[:: 1 if ours_first else -1]:
+            end()
+        deaf = method is Writer.write_deaf  # the body kept the cancellation to itself
+        assert isinstance(await outcome(task), str if deaf else asyncio.CancelledError)
+        assert await outcome(writers.call("a", Writer.read)) == []
 
 
 async def test_an_agent_that_cancels_its_own_call_ends_that_call_and_nothing_after_it():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import OrderedDict
 
-from waiting import rest
+from waiting import reports, rest
 
+from overwinter.runtime._home import all_done
 from overwinter.runtime._idle import AT_ONCE, IdleMember, IdleTracker
 from overwinter.testing import ManualClock
 
@@ -81,3 +83,26 @@ async def test_a_closed_tracker_leaves_no_timer_and_watches_nobody_any_more():
     assert clock.timers == 0
     tracker.touch(member)
     assert (tracker.remaining(member), clock.timers, list(tracker.members())) == (None, 0, [])
+
+
+async def test_of_who_is_overdue_no_time_remains_and_who_never_expires_says_so():
+    clock = ManualClock()
+    tracker: IdleTracker[IdleMember] = IdleTracker(clock, 60, lambda _: None)
+    members = [IdleMember() for _ in range(AT_ONCE + 1)]
+    for member in members:
+        tracker.touch(member)
+    clock.advance(70)
+    assert [tracker.remaining(members[0]), tracker.remaining(members[-1])] == [None, 0.0]
+    assert [IdleTracker(clock, seconds, lambda _: None).endless for seconds in (60, math.inf)] == [False, True]
+
+
+async def test_waiting_for_many_ends_once():
+    clock, seen = ManualClock(), reports()
+    assert await all_done(clock, set(), clock.monotonic()) is True
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    wait = asyncio.create_task(all_done(clock, {future}, clock.monotonic() + 5))
+    await rest()
+    future.set_result(None)
+    clock.advance(6)  # both in one pass of the loop
+    await rest()
+    assert (await wait, seen) == (False, [])

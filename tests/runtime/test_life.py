@@ -132,6 +132,15 @@ async def test_an_attachment_ends_with_its_task(how):
         await until(lambda: counters.lookup("ada") is None)
 
 
+async def test_an_attachment_may_be_left_when_the_task_that_made_it_is_gone():
+    async with InstanceManager(Counter) as counters:
+        attachment = counters.attach("ada")
+        await asyncio.create_task(attachment.__aenter__())
+        await until(lambda: counters.stats().attached == 0)
+        await attachment.__aexit__(None, None, None)
+        assert counters.stats().attached == 0
+
+
 async def test_an_attachment_whose_thaw_fails_holds_nothing():
     store = FaultyStore(MemoryStore())
     manager, _ = managed(store=store)

@@ -52,7 +52,6 @@ class Turn:
     awaits: list[Wait] | None = None
     effects: list[Callable[[], object]] | None = None
     """What leaves only when this turn's version is durable: ``tell`` and the like."""
-    _cancelling = 0
     _cancelled = False
 
     def __init__(
@@ -67,6 +66,7 @@ class Turn:
         self.performer, self.readonly = performer, readonly
         self.since = since
         """The version that it began with."""
+        self._cancelling = task.cancelling()  # a caller that is cancelled later, by others too, must hear of it
 
     def abort(self, error: OverwinterError, *, doomed: bool = True) -> None:
         """Cancel the body; whoever called then gets *error*, not a ``CancelledError`` that nobody asked for.
@@ -83,7 +83,7 @@ class Turn:
 
     def _cancel(self) -> None:
         if self.active:
-            self._cancelling, self._cancelled = self.task.cancelling(), True
+            self._cancelled = True
             self.task.cancel()
 
     def outcome_of_abort(self, error: BaseException) -> BaseException:
