@@ -296,6 +296,8 @@ class Operation:
         if isinstance(error, CloseError):
             self._closed(error.not_stored, error.unknown)
         if self.kind == "delete":  # it may have happened, or go on without its caller
+            if isinstance(error, asyncio.CancelledError):
+                self.world.left_deletes.add(self.key)
             self.world.writers[self.key].append(None)
             for mark in self.world.loose[self.key]:
                 if self.world.told.get(mark) == "soft":
@@ -416,6 +418,7 @@ class Way(FaultyStore):
             if marks is not None:
                 process.dur[name] = marks
                 process.world.acknowledged[name].append(marks)
+                process.world.durable.update(marks)
         return found
 
     async def head(self, key: str):
@@ -516,8 +519,7 @@ class Process:
                 world.wrong(f"a fresh {key!r} has {marks}")
         elif marks != world.decode(loaded):
             world.wrong(f"{key!r} came alive with {marks}, stored was {world.decode(loaded)}")
-        deleting = any(one.kind == "delete" and one.key == key and not one.done for one in self.operations)
-        if old is not None and not deleting and not world.foreign(self, key, old.since):
+        if old is not None and not world.foreign(self, key, old.since):
             lost = [mark for mark in old.cur if mark not in marks and world.told.get(mark) in ("soft", "ok")]
             if lost:
                 world.wrong(f"{key!r} came back without {lost}, which was acknowledged")
@@ -713,6 +715,7 @@ class World:
         self.acknowledged: dict[str, list[Marks]] = defaultdict(lambda: [()])
         self.deletions: Counter[str] = Counter()
         self.writers: dict[str, list[Any]] = defaultdict(list)
+        self.left_deletes: set[str] = set()  # whose caller left, so that they may come whenever
         self.replies: dict[str, dict[str, tuple[Marks, int]]] = defaultdict(dict)
         self.corrupt: dict[str, Stored] = {}
         self.ever_corrupt: set[str] = set()
@@ -756,8 +759,11 @@ class World:
         return tuple(marks)
 
     def foreign(self, process: Process, key: str, since: int = 0) -> bool:
-        """Whether anybody else than *process* changed what is stored; deletes count, its own too."""
-        return any(writer is not process for writer in self.writers[key][since:])
+        """Whether anybody else than *process* changed what is stored, or is about to; deletes count, its own too."""
+        if key in self.left_deletes or any(writer is not process for writer in self.writers[key][since:]):
+            return True
+        operations = (operation for one in self.processes for operation in one.operations)
+        return any(one.kind == "delete" and one.key == key and not one.done for one in operations)
 
     def landed(self, key: str, stored: Stored) -> None:
         """A record was written: it goes on from the one before, and holds nothing that was denied."""
@@ -769,7 +775,9 @@ class World:
         assert marks is not None
         if marks[: len(before)] != before:
             self.wrong(f"{key!r}: {marks} was written over {before}")
-        if bad := {mark for mark in marks if self.told.get(mark) == "none" or mark in self.gone}:
+        # A create of unknown outcome that somebody else deleted meanwhile can't be told from one that never was.
+        again = writer is not None and not before and writer.fired["unknown", key]
+        if bad := {mark for mark in marks if self.told.get(mark) == "none" or (mark in self.gone and not again)}:
             self.wrong(f"{key!r}: {marks} was written, and {bad} does not exist any more")
         self.disk_marks[key] = marks
         self.corrupt.pop(key, None)
