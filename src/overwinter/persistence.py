@@ -168,7 +168,7 @@ class Keeper(Generic[A]):
         same = header.version == self._schema.version and header.fingerprint == self._schema.fingerprint
         if extras or not (same and self._schema.repeats):
             try:
-                body = self._written(agent, extras)
+                body = self.encode(agent, extras, any_size=True)
             except AgentStateError as error:
                 kind = CorruptRecordError if same and not self.kind.custom else MigrationError
                 raise kind(f"{where}: what the record holds could not be stored again, so it stays: {error}") from None
@@ -183,37 +183,28 @@ class Keeper(Generic[A]):
             header.sequence,
         )
 
-    def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING) -> bytes:
+    def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING, *, any_size: bool = False) -> bytes:
         """Check and encode an agent's state.
 
         Raises:
             AgentStateError: it is not what the class declares.
             StateTooLargeError: it is larger than ``max_state``.
         """
-        body = self._written(agent, extras)
-        if len(body) > self.max_state:  # nearly never: not worth a call in each turn
-            self.check_size(agent, body)
-        return body
-
-    def _written(self, agent: A, extras: Mapping[str, Any]) -> bytes:
         try:
-            return self._encode(agent, extras)
+            body = self._encode(agent, extras)
         except OverwinterError:
             raise
         except Exception as error:  # a dump() of the class's own may raise anything
             raise AgentStateError(f"{self._who(agent)}: dump() raised {type(error).__name__}") from error
+        if len(body) > self.max_state and not any_size:
+            raise self.too_large(agent, body)
+        return body
 
-    def check_size(self, agent: A, body: bytes) -> None:
-        """Check what an agent's state is encoded to.
-
-        Raises:
-            StateTooLargeError: it is larger than ``max_state``.
-        """
-        if len(body) > self.max_state:
-            raise StateTooLargeError(
-                f"{self._who(agent)}: its state takes {len(body):,} bytes, more than max_state={self.max_state:,}: "
-                "keep large things elsewhere and their names here, or raise max_state"
-            )
+    def too_large(self, agent: A, body: bytes) -> StateTooLargeError:
+        return StateTooLargeError(
+            f"{self._who(agent)}: its state takes {len(body):,} bytes, more than max_state={self.max_state:,}: "
+            "keep large things elsewhere and their names here, or raise max_state"
+        )
 
     def _who(self, agent: A) -> str:
         return f"{self.kind.name} {agent.__dict__.get(KEY, '')!r}"  # never its repr, which the class may override

@@ -169,8 +169,8 @@ class Arriving(Performer[A]):
         try:
             changed = self._make(loaded, initial, missing)
             self._note_attributes()
-            if loaded is not None:
-                self.home.keeper.check_size(self.agent, loaded.body)
+            if loaded is not None and len(loaded.body) > self.home.keeper.max_state:
+                raise self.home.keeper.too_large(self.agent, loaded.body)
             if changed:
                 ledger.advance(ledger.cur_body)
         except BaseException as error:
