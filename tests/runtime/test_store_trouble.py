@@ -405,6 +405,48 @@ async def test_a_superseded_call_that_does_not_end_is_left_behind_and_reported()
         assert isinstance(await outcome(stay), SupersededError)
 
 
+class Watched(Agent):
+    """Counts the calls that began when their copy had been dropped."""
+
+    count: int = 0
+
+    async def on_start(self, context) -> None:
+        self.context, self.dropped = context, context["manager"].stats().superseded
+
+    async def add(self) -> int:
+        self.context["late"] += self.context["manager"].stats().superseded != self.dropped
+        self.count += 1
+        return self.count
+
+    async def wait(self, event: asyncio.Event) -> None:
+        await event.wait()
+
+
+async def test_a_call_that_gets_its_turn_as_its_copy_is_dropped_begins_on_the_next_one():
+    for first, passes in itertools.product(("the turn ends", "the put ends"), range(8)):
+        store, event, context = FaultyStore(MemoryStore()), asyncio.Event(), {"late": 0}
+        async with InstanceManager(Watched, store=store, context=context) as manager:
+            context["manager"] = manager
+            await manager.call("ada", Watched.add)
+            await write_behind(store.inner, 10, Watched)
+            gate = store.hold("put")
+            tasks = [asyncio.create_task(manager.call("ada", Watched.add))]
+            await gate.reached()
+            tasks += [
+                asyncio.create_task(manager.call("ada", *what)) for what in ((Watched.wait, event), (Watched.add,))
+            ]
+            await rest()
+            happenings = [event.set, gate.release]
+            for happening in happenings if first == "the turn ends" else reversed(happenings):
+                happening()
+                await rest(passes)
+            told = [await outcome(task) for task in tasks]
+            assert isinstance(told[0], SupersededError)
+            made = not isinstance(told[2], SupersededError)
+            assert not made or told[2] == 12
+            assert ((await stored(store.inner, Watched)).count, context["late"]) == (11 + made, 0)
+
+
 class Lasting(Agent):
     count: int = 0
 
