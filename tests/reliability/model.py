@@ -242,9 +242,13 @@ class Operation:
                 if self.call_id is not None:
                     self._check_repeated(result)
             case "save":
-                if self.before is not None and not world.foreign(process, self.key, self.life.since):
-                    kept = tuple(mark for mark in self.before if world.told.get(mark) != "none")
-                    world.must_be_durable(self, kept, "save() returned")
+                rolled_back = process.gated and process._put_failed(self.key)  # as far as nobody saw it
+                if (
+                    self.before is not None
+                    and not rolled_back
+                    and not world.foreign(process, self.key, self.life.since)
+                ):
+                    world.must_be_durable(self, self.before, "save() returned")
             case "stop":
                 if self.before is not None and not process.gated and not world.foreign(process, self.key):
                     world.must_be_durable(self, self.before, "stop() returned")
@@ -390,6 +394,7 @@ class Way(FaultyStore):
         super().__init__(disk)
         self.process = process
         self.tasks: set[asyncio.Future[Any]] = set()
+        self.putting: Counter[str] = Counter()
 
     def _keep(self, task: Any) -> Any:
         self.tasks.add(task)
@@ -397,7 +402,10 @@ class Way(FaultyStore):
         return task
 
     def submit(self, key, data, *, revision, expected):
-        return self._keep(super().submit(key, data, revision=revision, expected=expected))
+        name, task = key.partition(":")[2], self._keep(super().submit(key, data, revision=revision, expected=expected))
+        self.putting[name] += 1
+        task.add_done_callback(lambda _: self.putting.subtract([name]))
+        return task
 
     def fetch(self, key):
         return self._keep(super().fetch(key))
@@ -499,7 +507,8 @@ class Process:
             life.cur = marks
         if bad := {mark for mark in marks if world.told.get(mark) == "none"}:
             world.wrong(f"{operation} sees {bad}, which was told to have no effect")
-        if self.options.get("shared") and marks == self.dur.get(key) and not self.fired["slow head", key]:
+        asks = not (self.way.putting[key] or self._put_failed(key))  # else that put is what finds out
+        if self.options.get("shared") and marks == self.dur.get(key) and asks and not self.fired["slow head", key]:
             stored = world.disk_marks.get(key, ())
             if marks != stored and key not in world.corrupt:
                 world.wrong(f"{operation} runs on the stale {marks}, stored is {stored}")

@@ -349,6 +349,24 @@ async def test_calls_that_wait_at_half_time_do_not_begin(store):
     assert all("had not begun" in text for text in told[1:])
 
 
+@pytest.mark.parametrize("method", [Counter.increment, Counter.read])
+async def test_a_call_whose_agent_comes_alive_after_half_time_does_not_begin(method):
+    store = FaultyStore(MemoryStore())
+    manager, clock = await opened(store=store)
+    gate = store.hold("get")
+    call = asyncio.create_task(manager.call("a", method))
+    await gate.reached()
+    close = asyncio.create_task(manager.close(10))
+    late = clock.monotonic() + 6
+    await pass_time(clock, lambda: clock.monotonic() > late)
+    gate.release()
+    await pass_time(clock, close.done)
+    assert await outcome(close) is None
+    error = await outcome(call)
+    assert isinstance(error, ClosedError)
+    assert "had not begun" in str(error)
+
+
 @pytest.mark.parametrize("store", [None, MemoryStore()], ids=["without a store", "with one"])
 async def test_what_was_made_before_close_and_is_awaited_after_it_is_refused(store):
     counters = InstanceManager(Counter, store=store)

@@ -28,11 +28,15 @@ async def close_lives(registries: Sequence[Registry[Any]], clock: Clock, deadlin
     start = clock.monotonic()
     await _drain_all(registries, start + deadline / 2)
     for registry in registries:
+        registry.home.winding_up = True
         for server in list(registry.servers.values()):
-            closes = f"{registry.home.kind.name} {server.key!r}: the manager closes"
-            server.turns.evict(partial(ClosedError, f"{closes} and this call had not begun; it never will"))
             for turn in server.running:
-                turn.abort(ClosedError(f"{closes} and this call took too long; it was rolled back"))
+                turn.abort(
+                    ClosedError(
+                        f"{registry.home.kind.name} {server.key!r}: the manager closes and this call took too long; "
+                        "it was rolled back"
+                    )
+                )
     await _drain_all(registries, start + deadline)
     # What is under way may still be told truly: stored, or not. The disk keeps the machine's time, not the clock's.
     puts = {server.ledger.pause() for registry in registries for server in registry.servers.values()} - {None}
@@ -70,8 +74,6 @@ def _others(registry: Registry[Any]) -> set[asyncio.Future[Any]]:
 async def _end(registry: Registry[Any], server: AgentServer[Any], done: Callable[[], object]) -> None:
     try:
         await registry.stop(server.key)
-    except ClosedError:
-        return  # half time sent it away with all who waited; the second half asks anew
     except Exception as error:  # noqa: BLE001  # it is tried again, and named if that does not help
         server.last_error = type(error)
         await registry.home.terms.clock.sleep(RETRY_DELAY)

@@ -84,6 +84,8 @@ class Home(Generic[A]):
     held: dict[str, list[str]] = field(default_factory=dict)
     """Who is attached to each key, by the names of their tasks; attachments outlast a life."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    winding_up: bool = False
+    """Whether closing has come so far that no more calls begin."""
     closed: bool = False
     loop: asyncio.AbstractEventLoop | None = None
     """Where everything of this manager runs."""

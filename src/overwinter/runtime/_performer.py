@@ -18,6 +18,7 @@ from ..agent._base import KEY
 from ..agent._receipts import Receipt, make_receipt, reply_of
 from ..errors import (
     AgentStateError,
+    ClosedError,
     MailboxFullError,
     OverwinterError,
     ReadonlyError,
@@ -320,6 +321,8 @@ class Performer(IdleMember, Generic[A]):
             raise StoreUnavailableError(f"{self._who}: the store can't be read; not called. Try again later") from error
 
     def _begin(self, readonly: bool, caller: Turn | None) -> Turn:
+        if self.home.winding_up:
+            raise ClosedError(f"{self._who}: the manager closes and this call had not begun; it never will")
         task = asyncio.current_task(self.home.loop)  # to ask for the loop that runs costs as much again
         assert task is not None
         return Turn(task, caller, readonly, self, self.ledger.cur)
