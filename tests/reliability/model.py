@@ -214,6 +214,11 @@ class Operation:
             self.base = self.life.cur = marks_of(agent)
             self.world.note_times(self.life.cur)
 
+    def cancel(self) -> None:
+        """As its caller."""
+        self.cancelled += 1
+        self.task.cancel()
+
     # what the caller is told
 
     def finish(self, error: BaseException | None) -> None:

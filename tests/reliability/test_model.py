@@ -260,8 +260,7 @@ class Machine(RuleBasedStateMachine):
             return
         operation = under_way[which % len(under_way)]
         if how == "cancel":
-            operation.cancelled += 1
-            self.do(operation.task.cancel)
+            self.do(operation.cancel)
         elif how == "cancel key":
             if not operation.process.closing:
                 operation.process.cancelled.add(operation.key)

@@ -405,6 +405,20 @@ async def test_a_superseded_call_that_does_not_end_is_left_behind_and_reported()
         assert isinstance(await outcome(stay), SupersededError)
 
 
+async def test_a_delete_takes_what_another_owner_writes_meanwhile_too():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        await counters.stop("ada")
+        gate = store.hold("delete")
+        delete = asyncio.create_task(counters.delete("ada"))
+        await gate.reached()
+        await write_behind(store.inner, 10)
+        gate.release()
+        assert await outcome(delete) is None
+        assert await stored(store.inner) is None
+
+
 class Watched(Agent):
     """Counts the calls that began when their copy had been dropped."""
 

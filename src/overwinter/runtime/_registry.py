@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -22,10 +22,11 @@ from ..errors import (
     OutcomeUnknownError,
     OverwinterError,
     ReentrantCallError,
+    RevisionConflictError,
     StoreUnavailableError,
     SupersededError,
 )
-from ..stores.base import Expect
+from ..stores.base import Expect, Revision, Store
 from ._home import Home, Retired
 from ._lifecycle import FREEZING, LIVE, THAWING
 from ._performer import Send
@@ -267,15 +268,7 @@ class Registry(Generic[A]):
             if self.home.opening is not None:
                 await asyncio.shield(self.home.opening)
             for store_key in self.home.keeper.store_keys(key):
-                try:
-                    head = await store.in_time(store.head(store_key))
-                except CorruptRecordError:
-                    await store.in_time(store.delete(store_key, expected=Expect.ANY), OutcomeUnknownError)
-                    begun = True
-                else:
-                    if head is not None:
-                        await store.in_time(store.delete(store_key, expected=head), OutcomeUnknownError)
-                        begun = True
+                begun = await _delete_record(store, store_key) or begun
         except StoreUnavailableError as error:
             if not begun:
                 raise
@@ -286,6 +279,24 @@ class Registry(Generic[A]):
         finally:
             del self._deleting[key]
             done.set_result(None)
+
+
+async def _delete_record(store: Store, store_key: str) -> bool:
+    """Delete whatever is under a store key, what somebody else writes meanwhile too; return whether there was anything.
+
+    A conditional delete, even of what was just seen, can't take what comes after it, however late it arrives.
+    """
+    while True:
+        found: Revision | Expect | None
+        try:
+            found = await store.in_time(store.head(store_key))
+        except CorruptRecordError:
+            found = Expect.ANY
+        if found is None:
+            return False
+        with suppress(RevisionConflictError):
+            await store.in_time(store.delete(store_key, expected=found), OutcomeUnknownError)
+            return True
 
 
 async def _settled(server: AgentServer[Any]) -> None:
