@@ -220,7 +220,7 @@ class InstanceManager(Generic[A]):
     async def close(self, deadline: float = 30.0) -> None:
         """Stop taking calls, let those that run finish, store every agent; within *deadline* seconds. Idempotent.
 
-        Calls that still run at half time are ended and rolled back.
+        Calls that still run at half time are ended and rolled back; those that still wait never begin.
 
         Raises:
             CloseError: with the keys of the agents that are not stored.
