@@ -165,6 +165,7 @@ class Keeper(Generic[A]):
             has_extras=bool(header.flags & EXTRAS),
             key=key,
         )
+        give_key(agent, key)
         same = header.version == self._schema.version and header.fingerprint == self._schema.fingerprint
         if extras or not (same and self._schema.repeats):
             try:
@@ -172,7 +173,6 @@ class Keeper(Generic[A]):
             except AgentStateError as error:
                 kind = CorruptRecordError if same and not self.kind.custom else MigrationError
                 raise kind(f"{where}: what the record holds could not be stored again, so it stays: {error}") from None
-        give_key(agent, key)
         return Loaded(
             agent,
             body,
