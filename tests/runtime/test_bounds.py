@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from agents import Counter
+from waiting import outcome, rest
 
 from overwinter import Agent, InstanceManager, MemoryStore
 from overwinter.errors import MailboxFullError, StateTooLargeError, StoreUnavailableError, ThawError, TooManyLiveError
@@ -97,6 +98,21 @@ async def test_bytes_on_their_way_to_the_store_are_bounded():
         assert store.calls["put"] == 4  # 80 MB: one over the bound, and the rest wait
         gate.release()
         assert await asyncio.gather(*calls) == [20_000_000] * 8
+
+
+async def test_a_put_waits_while_all_the_bytes_are_taken_and_goes_when_some_come_back():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Heavy, store=store) as heavies:
+        budget = heavies._home.terms.budget
+        gate = store.hold("put")
+        first = asyncio.create_task(heavies.call("a", Heavy.fill, 10))
+        await gate.reached()
+        budget.left = 0
+        second = asyncio.create_task(heavies.call("b", Heavy.fill, 10))
+        await rest()
+        assert store.calls["put"] == 1
+        gate.release()
+        assert [await outcome(first), await outcome(second)] == [10, 10]
 
 
 class Moody(Agent):

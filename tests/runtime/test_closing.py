@@ -184,6 +184,38 @@ async def test_a_put_that_is_under_way_at_the_deadline_has_an_unknown_outcome(mo
     assert isinstance(await outcome(call), OutcomeUnknownError)
 
 
+async def test_a_put_that_fails_after_the_end_starts_nothing_any_more(monkeypatch):
+    monkeypatch.setattr(_closing, "LAST_LOOK", 0.01)
+    store = FaultyStore(MemoryStore())
+    counters, clock = await opened(store=store)
+    store.fail("put", down)
+    gate = store.hold("put")
+    call = asyncio.create_task(counters.call("ada", Counter.increment))
+    await gate.reached()
+    assert isinstance(await closed(counters, clock), CloseError)
+    gate.release()
+    await rest()
+    assert (counters._home.tasks, store.calls["put"], clock.timers) == (set(), 1, 0)
+    assert isinstance(await outcome(call), OutcomeUnknownError)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+async def test_a_change_that_was_never_stored_is_told_as_undone_by_closing(fresh):
+    store = FaultyStore(MemoryStore())
+    counters, clock = await opened(store=store, store_patience=60)
+    if not fresh:
+        await counters.call("ada", Counter.increment)
+    store.fail("put", down, times=math.inf)
+    call = asyncio.create_task(counters.call("ada", Counter.increment))
+    await rest()
+    error = await closed(counters, clock, 2)
+    assert isinstance(error, CloseError)
+    assert (error.unknown, error.not_stored) == ((), ("ada",))
+    assert isinstance(await outcome(call), ClosedError)
+    await rest()
+    assert (counters._home.tasks, clock.timers) == (set(), 0)
+
+
 async def test_a_put_that_was_tried_again_and_is_stored_in_the_last_look_is_told_as_stored():
     store = FaultyStore(MemoryStore())
     counters, clock = await opened(store=store)

@@ -7,7 +7,14 @@ import asyncio
 from waiting import outcome, pass_time, rest, stored
 
 from overwinter import Agent, InstanceManager, MemoryStore, interleave
-from overwinter.errors import AgentNotFoundError, SupersededError, TurnCancelledError, TurnTimeoutError
+from overwinter.errors import (
+    AgentNotFoundError,
+    StoreUnavailableError,
+    SupersededError,
+    ThawError,
+    TurnCancelledError,
+    TurnTimeoutError,
+)
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -149,6 +156,19 @@ async def test_it_thaws_an_agent_that_is_not_live():
         await jobs.call("a", Job.step)
         await jobs.stop("a")
         assert await outcome(jobs.call("a", Job.progress)) == 1
+
+
+async def test_it_is_told_why_its_agent_could_not_come_alive_and_asks_no_second_time():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Job, store=store) as jobs:
+        gate = store.hold("get")
+        store.fail("get", StoreUnavailableError("down"))
+        calls = [asyncio.create_task(jobs.call("a", Job.progress)) for _ in range(2)]
+        await gate.reached()
+        gate.release()
+        errors = [await outcome(call) for call in calls]
+        assert [type(error) for error in errors] == [ThawError, ThawError]
+        assert store.calls["get"] == 1
 
 
 async def test_it_is_not_refused_because_another_caller_did_not_want_to_create():
