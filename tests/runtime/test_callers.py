@@ -13,6 +13,7 @@ from waiting import outcome, rest
 
 from overwinter import Agent, InstanceManager, MemoryStore, readonly
 from overwinter.errors import ReentrantCallError, StateTooLargeError
+from overwinter.runtime._turn import current_turn
 from overwinter.testing import FaultyStore, until
 
 
@@ -30,6 +31,15 @@ class Peer(Agent):
 
     async def add_at(self, other: str) -> int:
         return await self.peers.call(other, Peer.add)
+
+    async def count(self):
+        for number in range(3):
+            yield number
+
+    async def ask_much_of(self, other: str) -> list[int]:
+        await self.peers.call(other, Peer.add)
+        items = self.peers.call(other, Peer.count)
+        return [len(current_turn().awaits), *[len(current_turn().awaits) async for _ in items]]
 
     async def watch_at(self, other: str, event: asyncio.Event) -> int:
         return await self.peers.call(other, Peer.watch, event)
@@ -68,6 +78,12 @@ async def test_who_waits_for_the_disk_only_waits_for_no_turn():
     gate.release()
     assert await outcome(there) == 1
     assert await outcome(back) == 1
+    await manager.close()
+
+
+async def test_a_turn_keeps_nothing_that_it_waits_for_no_longer():
+    manager = await peers(MemoryStore())
+    assert await outcome(manager.call("a", Peer.ask_much_of, "b")) == [0, 0, 0, 0]
     await manager.close()
 
 
