@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from overwinter import Agent, InstanceManager, MemoryStore, Persistence, commit, readonly, transient
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence, commit, interleave, readonly, transient
 from overwinter.errors import (
     AgentDeletedError,
     AgentNotFoundError,
@@ -78,6 +78,12 @@ class Plain(Agent, name="plain"):
         operation.begin(self)
         for step in operation.script:
             await operation.step(self, step)
+        return list(self.marks)
+
+    @interleave
+    async def peek(self) -> list[int]:
+        for step in OPERATION.get().script:
+            await OPERATION.get().step(self, step)
         return list(self.marks)
 
     async def items(self):
@@ -246,6 +252,9 @@ class Operation:
                         world.told[mark] = "soft"
                 if self.call_id is not None:
                     self._check_repeated(result)
+            case "peek":  # unfinished, and so only things that somebody once made
+                if not world.makers.keys() >= set(self.result):
+                    world.wrong(f"{self} saw {self.result}")
             case "save":
                 rolled_back = process.gated and process._put_failed(self.key)  # as far as nobody saw it
                 if (
@@ -340,7 +349,7 @@ class Operation:
                 parent = self.parent
                 return self.cancelled or parent is not None
             case TurnCancelledError():
-                return bool(blamed & process.cancelled)
+                return bool(blamed & process.cancelled) or self.kind == "peek"  # its agent leaves
             case TurnTimeoutError():
                 limit = process.options.get("turn_timeout")
                 return limit is not None and (nested or world.now() - (self.began_at or 0) >= limit)

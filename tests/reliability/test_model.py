@@ -195,6 +195,11 @@ class Machine(RuleBasedStateMachine):
         process = self.process(who)
         self._start(process, Operation(process, "look", key, script), n, process.manager.call, key, self.cls.look)
 
+    @rule(who=whos, key=keys, script=st.sampled_from([(), ("wait",), ("wait", "raise"), ("stay",)]), n=passes)
+    def peek(self, who, key, script, n) -> None:
+        process = self.process(who)
+        self._start(process, Operation(process, "peek", key, script), n, process.manager.call, key, self.cls.peek)
+
     @rule(who=whos, key=keys, script=scripts, n=passes, take=st.integers(0, 3))
     def stream(self, who, key, script, n, take) -> None:
         process = self.process(who)
