@@ -103,7 +103,7 @@ class InstanceManager(Generic[A]):
         max_mailbox: calls that may wait for one agent, for their turn or for the store; one more gets
             ``MailboxFullError`` at once.
         on_error: what a call that raises leaves behind: the state as it was (``"rollback"``), or what it changed so
-            far (``"keep"``, only where nothing is stored per call).
+            far (``"keep"``, only where nothing is stored per call). One that is cancelled or ended is always undone.
         clock: where time comes from.
     """
 
@@ -139,7 +139,9 @@ class InstanceManager(Generic[A]):
         gated = store is not None and durability == "call"
         interval = durability.seconds if isinstance(durability, Interval) else None
         terms = Terms(keeper, gated, interval, store_patience, clock, PutBudget())
-        self._home: Home[A] = Home(self._kind, keeper, terms, context, shared, self._report, self._remove)
+        self._home: Home[A] = Home(
+            self._kind, keeper, terms, context, shared, self._report, self._remove, self._put_back
+        )
         if idle_timeout is not None:
             self._home.idle = IdleTracker(clock, seconds("idle_timeout", idle_timeout), self._expire)
         if turn_timeout is not None:
@@ -209,6 +211,8 @@ class InstanceManager(Generic[A]):
             for name in (self._kind.name, *self._kind.aliases):
                 await self._store.claim(name, shared=self._shared, wait=self._owner_wait)
                 self._door.claimed.append(name)
+            if self._door.closing:
+                raise ClosedError(f"the manager of {self._kind.name} was closed while it was being opened")
             self._store.live(self._kind.name, self._registry.live_store_keys)
             self._door.leased = True
         except BaseException:
@@ -412,8 +416,10 @@ class InstanceManager(Generic[A]):
     ) -> None:
         try:
             await self._registry.call(key, method, args, kwargs, call_id)
-        except Exception as error:  # noqa: BLE001  # nobody else is there to get it
+        except BaseException as error:  # nobody else is there to get it
             self._report(key, error, f"told {method.name}()")
+            if not isinstance(error, Exception):
+                raise
 
     def _resolve(
         self, key: str, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -533,6 +539,9 @@ class InstanceManager(Generic[A]):
         if self._registry.servers.get(server.key) is server:
             del self._registry.servers[server.key]
 
+    def _put_back(self, server: AgentServer[A]) -> None:
+        self._registry.servers[server.key] = server
+
     def _report(self, key: str, error: BaseException, doing: str) -> None:
         """A failure that no caller waits for goes where asyncio's own do: never to nobody."""
         message = f"overwinter: agent {self._kind.name} {key!r}: {doing}"
@@ -549,9 +558,11 @@ async def close_together(managers: list[InstanceManager[Any]], deadline: float) 
         task = asyncio.get_running_loop().create_task(_close(todo, deadline))
         for manager in todo:
             manager._door.closing, manager._door.close_task = True, task  # intake ends now, not when the task starts
-    for closing in {manager._door.close_task for manager in managers}:
-        if closing is not None:
-            await asyncio.shield(closing)
+    tasks = {manager._door.close_task for manager in managers if manager._door.close_task is not None}
+    if tasks:
+        await asyncio.wait(tasks)  # all of them, also where an earlier close failed
+    for closing in tasks:
+        closing.result()
 
 
 async def _close(managers: list[InstanceManager[Any]], deadline: float) -> None:

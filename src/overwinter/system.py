@@ -75,6 +75,9 @@ class AgentSystem:
         Raises:
             CloseError: with the keys of the agents that are not stored.
         """
+        for manager in self._managers:
+            if manager._door.loop is not None:
+                manager._check_place()
         if self._open:
             self._open, self._closed = False, True
             self._close_task = asyncio.get_running_loop().create_task(self._close(deadline))

@@ -162,7 +162,7 @@ class Custom(Agent, version=2):
         return cls(count=data[1] + version - version)
 
 
-CALL = make_receipt("1", Plain.add, ((), {}), None)[2]
+CALL = make_receipt("1", "add", Plain.add, ((), {}), None)[2]
 """What a receipt says of the arguments of a call without any."""
 
 AGENTS: tuple[type[Agent], ...] = (Everything, Plain, Migrated, Custom)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from agents import Counter
 
-from overwinter import Agent, InstanceManager, MemoryStore, Persistence, commit
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence, Signal, commit, on
 from overwinter.errors import AlreadyAppliedError, CallIdReusedError, OutcomeUnknownError, StoreUnavailableError
 from overwinter.testing import FaultyStore, ManualClock, until
 
@@ -203,3 +203,42 @@ async def test_ids_are_kept_up_to_64_and_their_replies_to_16_kilobytes():
             await shops.options(call_id=f"large {number}").call("a", Shop.sell, "x" * 3000)
         assert (await shops.options(call_id="large 7").call("a", Shop.sell, "x" * 3000))[1] == 74
         assert (await shops.options(call_id="large 0").call("a", Shop.sell, "x" * 3000))[1] == 75  # no room
+
+
+def change(by: int):
+    async def step(self) -> int:
+        self.count += by
+        return self.count
+
+    return step
+
+
+def logged(function):
+    async def wrapper(self, **kwargs):
+        return await function(self, **kwargs)
+
+    return wrapper
+
+
+class Made(Agent):
+    """Its methods have other names of their own than those under which the class has them."""
+
+    count: int = 0
+    up = change(1)
+    down = change(-1)
+
+    @on("paid")
+    @logged
+    async def paid(self, by: int = 1) -> None:
+        self.count += by
+
+
+async def test_a_method_is_known_by_the_name_that_its_class_has_for_it():
+    async with InstanceManager(Made, store=MemoryStore()) as made:
+        with_id = made.options(call_id="1")
+        assert await with_id.call("a", Made.up) == 1
+        with pytest.raises(CallIdReusedError, match=r"up\(\)"):
+            await with_id.call("a", Made.down)
+        assert await with_id.call("a", Made.up) == 1
+        await made.call("a", Signal("paid", {}))
+        assert (await made.state("a")).count == 2

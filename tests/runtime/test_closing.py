@@ -12,7 +12,7 @@ from agents import Counter
 from waiting import outcome, pass_time, reports, rest, stored
 
 from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore
-from overwinter.errors import ClosedError, CloseError, OutcomeUnknownError, StoreUnavailableError
+from overwinter.errors import ClosedError, CloseError, OutcomeUnknownError, StoreUnavailableError, UsageError
 from overwinter.runtime import _closing
 from overwinter.testing import FaultyStore, ManualClock, until
 
@@ -454,3 +454,52 @@ async def test_closing_waits_for_a_put_no_longer_than_it_takes():
     assert ledger.pause() is None
     ledger.resume()
     await manager.close()
+
+
+async def test_a_system_waits_for_all_its_managers_though_one_failed_to_close_before():
+    store = FaultyStore(MemoryStore())
+    system = AgentSystem(store=store)
+    kinds = [type(f"Kind{number}", (Counter,), {}) for number in range(6)]
+    managers = [system.manager(kind, durability="hibernate", store_patience=0) for kind in kinds]
+    await system.open()
+    for manager in managers:
+        await manager.call("a", Counter.increment)
+    store.fail("put", down, times=math.inf)
+    for manager in managers[:5]:
+        assert isinstance(await outcome(manager.close(0)), CloseError)
+    store.heal()
+    gate = store.hold("put")
+    close = asyncio.create_task(system.close())
+    await gate.reached()
+    await rest()
+    assert not close.done()
+    gate.release()
+    assert isinstance(await outcome(close), CloseError)
+    assert (await stored(store.inner, kinds[5], "a")).count == 1
+
+
+async def test_a_system_is_closed_where_it_was_opened():
+    system = AgentSystem(store=MemoryStore())
+    counters = system.manager(Counter)
+    await system.open()
+
+    def elsewhere() -> None:
+        with pytest.raises(UsageError, match="another event loop or thread"):
+            asyncio.run(system.close())
+
+    await asyncio.to_thread(elsewhere)
+    assert await outcome(counters.call("ada", Counter.increment)) == 1
+    assert await outcome(system.close()) is None
+
+
+async def test_a_manager_that_is_closed_while_it_opens_owns_nothing():
+    store = FaultyStore(MemoryStore())
+    gate = store.hold("claim")
+    counters = InstanceManager(Counter, store=store)
+    opening = asyncio.create_task(counters.open())
+    await gate.reached()
+    assert await outcome(counters.close()) is None
+    gate.release()
+    assert isinstance(await outcome(opening), ClosedError)
+    async with InstanceManager(Counter, store=store, owner_wait=0) as others:
+        assert await outcome(others.call("ada", Counter.increment)) == 1

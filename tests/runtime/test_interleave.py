@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from waiting import outcome, pass_time, rest, stored
 
-from overwinter import Agent, InstanceManager, MemoryStore, interleave
+from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore, interleave
 from overwinter.errors import (
     AgentNotFoundError,
+    MailboxFullError,
     StoreUnavailableError,
     SupersededError,
     ThawError,
@@ -227,3 +229,83 @@ async def test_turn_timeout_ends_it_too():
         watch = await start(jobs, Job.watch, asyncio.Event())
         clock.advance(10)
         assert isinstance(await outcome(watch), TurnTimeoutError)
+
+
+class Watcher(Agent):
+    seen: int = 0
+
+    async def on_start(self, managers) -> None:
+        self.jobs, self.asked = managers["works"], asyncio.Event()
+
+    async def look(self) -> int:
+        return await self.jobs.call("a", Work.progress)
+
+    async def report(self) -> int:
+        self.seen += 1
+        return self.seen
+
+
+class Work(Agent):
+    done: int = 0
+
+    async def on_start(self, managers) -> None:
+        self.managers = managers
+
+    async def work(self) -> int:
+        self.managers["working"].set()
+        await self.managers["looking"].wait()
+        return await self.managers["watchers"].call("b", Watcher.report)
+
+    @interleave
+    async def progress(self) -> int:
+        self.managers["looking"].set()
+        await rest(20)
+        return self.done
+
+
+async def test_who_waits_for_it_does_not_wait_for_what_runs_beside_it():
+    context = {"working": asyncio.Event(), "looking": asyncio.Event()}
+    system = AgentSystem(store=MemoryStore(), context=context)
+    works, watchers = context["works"], context["watchers"] = system.manager(Work), system.manager(Watcher)
+    async with system:
+        work = asyncio.create_task(works.call("a", Work.work))
+        await context["working"].wait()
+        assert await outcome(watchers.call("b", Watcher.look)) == 0
+        assert await outcome(work) == 1
+
+
+class Deaf(Agent):
+    @interleave
+    async def watch(self) -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "never mind"
+        return "done"
+
+
+async def test_one_that_is_ended_and_returns_all_the_same_is_told_and_keeps_no_cancellation():
+    clock = ManualClock()
+    async with InstanceManager(Deaf, clock=clock, turn_timeout=5) as manager:
+
+        async def caller() -> int:
+            with pytest.raises(TurnTimeoutError):
+                await manager.call("a", Deaf.watch)
+            return asyncio.current_task().cancelling()
+
+        task = asyncio.create_task(caller())
+        await until(lambda: manager.inspect("a").running)
+        clock.advance(6)
+        assert await outcome(task) == 0
+
+
+async def test_how_many_wait_for_its_agent_is_bounded():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Job, store=store, max_mailbox=3) as jobs:
+        gate = store.hold("get")
+        calls = [asyncio.create_task(jobs.call("a", Job.progress)) for _ in range(5)]
+        await gate.reached()
+        await rest()
+        gate.release()
+        told = [type(await outcome(call)) for call in calls]
+        assert sorted(told, key=str) == sorted([int, int, int, MailboxFullError, MailboxFullError], key=str)

@@ -10,7 +10,7 @@ import pytest
 from agents import Counter
 from waiting import outcome, pass_time, reports, rest, stored, write_behind
 
-from overwinter import Agent, InstanceManager, Interval, MemoryStore, commit
+from overwinter import Agent, InstanceManager, Interval, MemoryStore, Persistence, commit
 from overwinter.errors import OutcomeUnknownError, StoreUnavailableError, SupersededError
 from overwinter.testing import FaultyStore, ManualClock, until
 
@@ -209,3 +209,54 @@ async def test_without_a_store_an_interval_has_nothing_to_do():
     async with InstanceManager(Counter, clock=clock, durability=Interval(1)) as counters:
         assert await counters.call("ada", Counter.increment) == 1
         assert (clock.timers, counters.stats().dirty, asyncio.current_task().cancelling()) == (0, 0, 0)
+
+
+async def test_a_change_whose_time_came_while_a_delete_was_tried_is_stored_when_that_failed():
+    manager, store, clock = managed()
+    async with manager as counters:
+        await counters.call("ada", Counter.increment)
+        await counters.save("ada")
+        await counters.call("ada", Counter.increment)
+        store.fail("delete", StoreUnavailableError("down"))
+        gate = store.hold("delete")
+        delete = asyncio.create_task(counters.delete("ada"))
+        await gate.reached()
+        clock.advance(11)
+        gate.release()
+        assert isinstance(await outcome(delete), StoreUnavailableError)
+        clock.advance(0)
+        await rest()
+        assert (counters.stats().dirty, (await stored(store.inner)).count) == (0, 2)
+
+
+async def test_a_change_whose_interval_ends_during_a_put_is_stored_right_after_it():
+    manager, store, clock = managed()
+    async with manager as counters:
+        await counters.call("ada", Counter.increment)
+        gate = store.hold("put")
+        clock.advance(10)
+        await gate.reached()
+        await counters.call("ada", Counter.increment)
+        clock.advance(20)
+        assert store.calls["put"] == 1
+        gate.release()
+        await rest()
+        clock.advance(0)
+        await rest()
+        assert (store.calls["put"], counters.stats().dirty) == (2, 0)
+
+
+@pytest.mark.parametrize("end", ["stop", "superseded"])
+async def test_no_timer_outlives_its_agent(end):
+    manager, store, clock = managed(every=3600)
+    async with manager as counters:
+        before = clock.timers
+        await counters.call("ada", Counter.increment)
+        if end == "superseded":
+            async with Persistence(store.inner) as other:
+                await other.hibernate("ada", Counter())
+            assert isinstance(await outcome(counters.save("ada")), SupersededError)
+            await rest()
+        else:
+            await counters.stop("ada")
+        assert (counters.keys(), clock.timers) == ([], before)

@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 from agents import Counter
+from waiting import rest
 
-from overwinter import Agent, InstanceManager, MemoryStore, readonly, stream
+from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore, readonly, stream
 from overwinter.errors import AgentStateError, ReadonlyError
-from overwinter.testing import FaultyStore, strict
+from overwinter.testing import FaultyStore, strict, until
 
 
 class Sloppy(Agent):
@@ -82,3 +83,68 @@ async def test_provisional_items_leave_at_once_and_are_no_commit_points():
             async for _ in drafts.call("a", Draft.write, "never", "kept", fail=True):
                 pass
         assert (await drafts.state("a")).words == ["hello", "world"]
+
+
+class Mistaken(Agent):
+    n: int = 0
+
+    @readonly
+    async def mistype(self) -> None:
+        self.n = "x"
+
+    @readonly
+    async def misspell(self) -> None:
+        self.totl = 3
+
+    async def nothing(self) -> int:
+        return self.n
+
+
+@pytest.mark.parametrize("method", [Mistaken.mistype, Mistaken.misspell])
+async def test_strict_mode_undoes_what_can_not_even_be_kept(method):
+    async with strict(InstanceManager(Mistaken, store=MemoryStore())) as manager:
+        with pytest.raises(ReadonlyError, match="it was undone"):
+            await manager.call("a", method)
+        assert await manager.call("a", Mistaken.nothing) == 0
+
+
+class Keeping(Agent):
+    n: int = 0
+
+    async def on_start(self, managers) -> None:
+        self.managers = managers
+
+    async def blame(self) -> None:
+        self.n += 1
+        await self.managers["counters"].call("ada", Counter.spoil, "x")
+
+    async def tell(self) -> None:
+        self.n += 1
+        self.managers["keeping"].tell("other", Keeping.add)
+        raise ValueError("as asked")
+
+    async def add(self) -> None:
+        self.n += 1
+
+    async def hang(self) -> None:
+        self.n += 1
+        await asyncio.Event().wait()
+
+
+async def test_on_error_keep_keeps_what_a_failed_call_changed_and_told_but_not_what_a_cancelled_one_did():
+    managers: dict[str, InstanceManager] = {}
+    system = AgentSystem(context=managers)
+    keeping = managers["keeping"] = system.manager(Keeping, on_error="keep", durability="hibernate")
+    managers["counters"] = system.manager(Counter)
+    async with system:
+        with pytest.raises(AgentStateError):  # another agent's
+            await keeping.call("a", Keeping.blame)
+        with pytest.raises(ValueError, match="as asked"):
+            await keeping.call("a", Keeping.tell)
+        await rest()
+        assert [(await keeping.state(key)).n for key in ("a", "other")] == [2, 1]
+        hang = asyncio.create_task(keeping.call("a", Keeping.hang))
+        await until(lambda: keeping.inspect("a").running)
+        hang.cancel()
+        await asyncio.wait([hang])
+        assert (await keeping.state("a")).n == 2

@@ -7,8 +7,9 @@ import contextlib
 import gc
 
 import pytest
+from waiting import outcome, reports
 
-from overwinter import Agent, InstanceManager, MemoryStore, Persistence, commit, readonly
+from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore, Persistence, commit, readonly, stream
 from overwinter.errors import ClosedError, CloseError, ReentrantCallError, UsageError
 from overwinter.testing import FaultyStore, ManualClock, until
 
@@ -373,3 +374,101 @@ async def test_what_a_stream_makes_after_its_consumer_left_does_not_count(step):
             assert await anext(items) == "one"
         await until(lambda: not manager.inspect("a").running)
         assert (await manager.state("a")).words == ["one"]
+
+
+class Feed(Agent):
+    """Streams to a reader, and may call it back."""
+
+    n: int = 0
+
+    async def on_start(self, managers) -> None:
+        self.readers = managers["readers"]
+
+    @stream(provisional=True)
+    async def provisional(self):
+        for number in range(100):
+            yield number
+
+    async def ordinary(self):
+        for number in range(100):
+            yield number
+
+    async def call_back_as_it_ends(self):
+        try:
+            for number in range(100):
+                yield number
+        finally:
+            await self.readers.call("reader", Reader.note)
+
+    async def give_up(self):
+        yield 1
+        task = asyncio.create_task(asyncio.sleep(0))
+        task.cancel()
+        await task
+
+    async def add(self) -> int:
+        self.n += 1
+        return self.n
+
+
+class Reader(Agent):
+    n: int = 0
+
+    async def on_start(self, managers) -> None:
+        self.feeds = managers["feeds"]
+
+    async def note(self) -> None:
+        self.n += 1
+
+    async def read(self, method, call: bool) -> None:
+        async with self.feeds.call("feed", method) as items:
+            async for item in items:
+                if item == 3:
+                    if call:
+                        await self.feeds.call("feed", Feed.add)
+                    break
+
+
+@contextlib.asynccontextmanager
+async def feeds_and_readers():
+    managers: dict[str, InstanceManager] = {}
+    system = AgentSystem(store=MemoryStore(), context=managers)
+    managers["feeds"], managers["readers"] = system.manager(Feed), system.manager(Reader)
+    async with system:
+        yield managers["feeds"], managers["readers"]
+
+
+@pytest.mark.parametrize("method", [Feed.ordinary, Feed.provisional])
+async def test_who_takes_items_and_calls_the_agent_that_waits_for_that_is_told(method):
+    async with feeds_and_readers() as (_, readers):
+        assert isinstance(await outcome(readers.call("reader", Reader.read, method, True)), ReentrantCallError)
+        assert await outcome(readers.call("reader", Reader.read, method, False)) is None
+
+
+async def test_a_stream_that_calls_the_agent_whose_turn_leaves_it_is_told():
+    seen = reports()
+    async with feeds_and_readers() as (_, readers):
+        await outcome(readers.call("reader", Reader.read, Feed.call_back_as_it_ends, False))
+        assert await outcome(readers.call("reader", Reader.note)) is None
+    assert not seen
+
+
+async def test_a_body_that_ends_in_a_cancellation_of_its_own_tells_nobody_that_the_manager_closed():
+    async with feeds_and_readers() as (feeds, _):
+        items = feeds.call("feed", Feed.give_up)
+        assert await anext(items) == 1
+        assert isinstance(await outcome(anext(items)), asyncio.CancelledError)
+        assert await outcome(feeds.call("feed", Feed.add)) == 1
+
+
+async def test_a_stream_is_for_one_consumer():
+    async with feeds_and_readers() as (feeds, _):
+        items = feeds.call("feed", Feed.ordinary)
+        takers = [asyncio.create_task(_take(items)) for _ in range(2)]
+        told = [await outcome(taker) for taker in takers]
+        await items.aclose()
+        assert [type(one) for one in told] == [int, UsageError]
+
+
+async def _take(items) -> int:
+    return await anext(items)

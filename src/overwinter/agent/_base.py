@@ -288,7 +288,9 @@ class AgentType(Generic[A]):
 
     @cached_property
     def routes(self) -> dict[str, Route]:
-        return {kind: Route(self.name, kind, self.methods[name].function) for kind, name in self._handlers.items()}
+        return {
+            kind: Route(self.name, kind, name, self.methods[name].function) for kind, name in self._handlers.items()
+        }
 
     @cached_property
     def takes_context(self) -> bool:

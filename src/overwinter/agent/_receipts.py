@@ -45,9 +45,9 @@ def receipts_from(where: str, calls: tuple[Any, ...]) -> Receipts:
         raise CorruptRecordError(f"{where}: the record's receipts of calls do not decode: restore a backup") from None
 
 
-def make_receipt(call_id: str, function: Callable[..., Any], call: Arguments, reply: Any) -> Receipt:
+def make_receipt(call_id: str, name: str, function: Callable[..., Any], call: Arguments, reply: Any) -> Receipt:
     """The receipt of a call that returned *reply*."""
-    return call_id, function.__name__, _digest(function, call), _encode(function, reply)
+    return call_id, name, _digest(function, call), _encode(function, reply)
 
 
 def add_receipt(receipts: Receipts, receipt: Receipt) -> Receipts:
@@ -59,7 +59,9 @@ def add_receipt(receipts: Receipts, receipt: Receipt) -> Receipts:
     return tuple(kept)
 
 
-def reply_of(receipts: Receipts, call_id: str, function: Callable[..., Any], call: Arguments) -> tuple[Any] | None:
+def reply_of(
+    receipts: Receipts, call_id: str, name: str, function: Callable[..., Any], call: Arguments
+) -> tuple[Any] | None:
     """The first reply under *call_id*, in a tuple; ``None`` if there is no receipt.
 
     Raises:
@@ -70,7 +72,7 @@ def reply_of(receipts: Receipts, call_id: str, function: Callable[..., Any], cal
     if found is None:
         return None
     _, method, digest, reply = found
-    if method != function.__name__ or digest != _digest(function, call):
+    if method != name or digest != _digest(function, call):
         raise CallIdReusedError(
             f"call_id {call_id!r} was used for another call of {method}(): make an id for each call"
         )

@@ -65,8 +65,8 @@ class Route:
 
     __slots__ = ("_converters", "_open", "_required", "_whole", "agent", "method", "type")
 
-    def __init__(self, agent: str, type: str, function: Callable[..., Any]) -> None:
-        self.agent, self.type, self.method = agent, type, function.__name__
+    def __init__(self, agent: str, type: str, method: str, function: Callable[..., Any]) -> None:
+        self.agent, self.type, self.method = agent, type, method
         parameters = list(inspect.signature(function).parameters.values())[1:]
         try:
             hints = get_type_hints(function, include_extras=True)

@@ -49,8 +49,8 @@ class Arriving(Performer[A]):
         self._passage.append(future)
         return future
 
-    def passed(self, error: OverwinterError | None = None) -> None:
-        """Tell those who wait that it has come or gone; or, with *error*, why it could not come."""
+    def passed(self, error: OverwinterError | Retired | None = None) -> None:
+        """Tell those who wait that it has come or gone; or, with *error*, why it could not come, or did not go."""
         waiting, self._passage = self._passage, None
         for future in waiting or ():
             if future.done():
@@ -117,6 +117,9 @@ class Arriving(Performer[A]):
             if changed or body != self.ledger.cur_body:
                 self.ledger.advance(body)
             self.ledger.when_durable(self.ledger.cur, effects)
+        except Retired:  # the life before this one stayed, and has the key again
+            self.state = after(self.state, FAILED)
+            self._end()
         except BaseException as error:  # it goes to everybody who waits
             self._failed_to_start(error)
             if isinstance(error, asyncio.CancelledError):
@@ -220,6 +223,8 @@ class Arriving(Performer[A]):
 
     async def alive(self) -> None:
         if self.state is THAWING:
+            if len(self._passage or ()) >= self.home.max_mailbox:
+                raise self.mailbox_full("it")
             try:
                 await self.passage()
             except OverwinterError as error:

@@ -29,6 +29,10 @@ class Retired(Exception):  # noqa: N818  # it is no error
     """Not an error: this life ended before the call began, and the next one takes it."""
 
 
+class Evicted(Retired):
+    """The same, while the call waited for its turn: it comes before those who come now."""
+
+
 class Failures:
     """Keys that could not come alive, and how long to wait before they are tried again; each key has its own.
 
@@ -80,6 +84,8 @@ class Home(Generic[A]):
     """Where a failure goes that no caller waits for: (key, error, what was being done)."""
     remove: Callable[[Any], None]
     """Take a server whose life is over out of the registry."""
+    put_back: Callable[[Any], None]
+    """Put a server whose life went on after all in the place of its successor."""
     idle: IdleTracker[Any] | None = None
     held: dict[str, list[str]] = field(default_factory=dict)
     """Who is attached to each key, by the names of their tasks; attachments outlast a life."""

@@ -210,7 +210,14 @@ class Ledger(Gate):
     def _put_later(self) -> None:
         clock, interval = self._terms.clock, self._terms.interval
         if interval is not None and self._timer is None and not self.clean and not self.lost:
-            self._timer = clock.call_at(clock.monotonic() + interval, self._on_timer)
+            since = self.dirty_since if self._flight is None else self._since
+            passed = 0.0 if since is None else clock.time() - since
+            self._timer = clock.call_at(clock.monotonic() + interval - min(max(passed, 0.0), interval), self._on_timer)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -266,6 +273,8 @@ class Ledger(Gate):
             self._sequence += 1
             self.owed = False
             self.dirty_since = self._since
+            if self.cur == version:
+                self._stop_timer()
             if self._trouble is not None:  # it is over
                 self._trouble = None
                 self._host.refuse(None)
@@ -455,6 +464,7 @@ class Ledger(Gate):
             return _unknown(self._who) if tag <= self._unknown_to else self.superseded()
 
         self.lost = True
+        self._stop_timer()
         self.fail(why)
         self._host.lose(self.superseded())
 
@@ -486,13 +496,14 @@ class Ledger(Gate):
         self.paused = False
         if self.gated or len(self.waiters):
             self.flush()
+        else:
+            self._put_later()
 
     def abandon(self, error: MakeError) -> None:
         """Fail whoever still waits, truthfully: the agent was deleted, or the manager is closing."""
         self.lost = True
         tried = max(self._unknown_to, 0 if self._flight is None else self._flight[0])
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         self.release(self.dur)  # a last try that was stored may have nobody left to say so: its recovery was ended
         self.fail(lambda tag: _unknown(self._who) if tag <= tried else error())
         if self._recovery is not None:

@@ -29,7 +29,7 @@ from ..errors import (
 )
 from ..stores.base import Expect, Revision
 from ._gate import Effect
-from ._home import ABORT_GRACE, Home, Retired, all_done
+from ._home import ABORT_GRACE, Evicted, Home, Retired, all_done
 from ._idle import IdleMember
 from ._ledger import Ledger, MakeError
 from ._lifecycle import CLAIMED, COLD, LIVE, after
@@ -51,6 +51,7 @@ class Performer(IdleMember, Generic[A]):
         "_beside",
         "_broken",
         "_emptied",
+        "_mending",
         "_refusal",
         "_settable",
         "_writer",
@@ -76,6 +77,7 @@ class Performer(IdleMember, Generic[A]):
         self.last_error: type[BaseException] | None = None
         """Its type: the exception itself would keep its frames, and their locals, in memory."""
         self._broken = False
+        self._mending: asyncio.Future[None] | None = None
         self._refusal: MakeError | None = None
         self._emptied: asyncio.Future[None] | None = None
         self._settable: frozenset[str] = frozenset()
@@ -120,7 +122,7 @@ class Performer(IdleMember, Generic[A]):
         if elsewhere is not None and (self.state is not LIVE or method.interleave or current_turn() is not None):
             return await elsewhere(self.key, method, args, kwargs, call_id)
         if method.interleave:
-            return await self._run_interleaved(method, args, kwargs, send)
+            return await self._run_interleaved(method, args, kwargs, send, wait)
         readonly, home, turns, ledger = method.readonly, self.home, self.turns, self.ledger
         if self._refusal is not None or ledger.waiters or turns.waiting:
             self._check_bounds(method)
@@ -165,12 +167,13 @@ class Performer(IdleMember, Generic[A]):
                 turns.leave(readonly)
                 if home.idle is not None:
                     self.watch()
-        except Retired:
+        except Retired as retired:
             if elsewhere is None:
                 raise
+            if not isinstance(retired, Evicted):
+                await asyncio.sleep(0)  # those who waited for their turn come first
         if turn is None:
             assert elsewhere is not None
-            await asyncio.sleep(0)  # those who waited longer come first
             return await elsewhere(self.key, method, args, kwargs, call_id)
         if version > ledger.dur and ledger.gated and (failure is None or _waits(turn, failure)):
             try:
@@ -193,6 +196,8 @@ class Performer(IdleMember, Generic[A]):
         self._check_waiting(method)
         try:
             await self.turns.enter(method.readonly)
+        except Retired:
+            raise Evicted from None
         except BaseException:
             self.watch()  # a caller that leaves just as it gets its turn may be the last one
             raise
@@ -201,10 +206,13 @@ class Performer(IdleMember, Generic[A]):
         if self._refusal is not None:
             raise self._refusal()
         if self.turns.waiting + self.ledger.waiting >= self.home.max_mailbox:
-            raise MailboxFullError(
-                f"{self._who}: {self.home.max_mailbox:,} calls wait already, so {method.name}() was not started: "
-                "call it less often, or raise max_mailbox"
-            )
+            raise self.mailbox_full(f"{method.name}()")
+
+    def mailbox_full(self, what: str) -> MailboxFullError:
+        return MailboxFullError(
+            f"{self._who}: {self.home.max_mailbox:,} calls wait already, so {what} was not started: "
+            "call it less often, or raise max_mailbox"
+        )
 
     def _check_waiting(self, method: Method) -> None:
         caller = current_turn()
@@ -230,6 +238,8 @@ class Performer(IdleMember, Generic[A]):
         if send is None:
             return await body
         turn.streams = True
+        if turn.caller is not None:
+            turn.wait_for(Wait(turn.caller))  # it waits while nobody takes its items
         return await (self._pass_on(body, send) if method.provisional else self._send_items(turn, body, send))
 
     async def _run_once(
@@ -237,15 +247,15 @@ class Performer(IdleMember, Generic[A]):
     ) -> Any:
         """Give the reply of an earlier call with this id, or call, and keep a receipt with what it changed."""
         function, call = method.function, (args, kwargs)
-        known = reply_of(self.ledger.cur_receipts, call_id, function, call)
+        known = reply_of(self.ledger.cur_receipts, call_id, method.name, function, call)
         if known is not None:
             return known[0]
         result = await function(self.agent, *args, **kwargs)
-        turn.receipt = make_receipt(call_id, function, call, result)
+        turn.receipt = make_receipt(call_id, method.name, function, call, result)
         return result
 
     async def _run_interleaved(
-        self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], send: Send | None
+        self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], send: Send | None, wait: Wait | None
     ) -> Any:
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
         await self.alive()
@@ -253,10 +263,14 @@ class Performer(IdleMember, Generic[A]):
         self._enlist(turn)
         token = TURN.set(turn)
         turn.interleaved = True
+        if wait is not None:
+            wait.on = turn
         timer = self._time(turn, f"{method.name}()")
         try:
             body = method.function(self.agent, *args, **kwargs)
             result = await (body if send is None else self._pass_on(body, send))
+            if turn.aborted is not None:
+                raise turn.aborted  # the body kept the cancellation to itself; what it returned does not count
         except BaseException as error:
             if turn.aborted is None:
                 raise
@@ -289,7 +303,9 @@ class Performer(IdleMember, Generic[A]):
 
     def cancel(self) -> bool:
         """End the call that changes state, or else the readonly ones; interleaved ones only look on."""
-        calls = [turn for turn in self.running if not turn.interleaved]
+        calls = [
+            turn for turn in self.running if turn.performer is not None and not turn.interleaved
+        ]  # hooks have none
         calls = [turn for turn in calls if not turn.readonly] or calls
         for turn in calls:
             turn.abort(TurnCancelledError(f"{self._who}: the call was cancelled and rolled back"), doomed=False)
@@ -298,8 +314,8 @@ class Performer(IdleMember, Generic[A]):
     async def _admit(self, readonly: bool) -> None:
         """See to it that a turn which is ours by now may really begin, where that takes more than a look."""
         ledger = self.ledger
-        if self._broken:
-            await self._rebuild()
+        while self._broken:
+            await self._mend()
         if ledger.down and ledger.putting and not readonly:
             raise StoreUnavailableError(f"{self._who}: the store is unavailable; not called. Try again later")
         if self.home.shared and ledger.clean and self.home.keeper.store is not None:
@@ -311,6 +327,18 @@ class Performer(IdleMember, Generic[A]):
             if (Expect.ABSENT if head is None else head) != ledger.revision and ledger.clean:
                 self.lose(None)
                 raise Retired
+
+    async def _mend(self) -> None:
+        """Make a new object in the place of a broken one; of several readers only one does."""
+        if self._mending is not None:
+            await asyncio.wait([self._mending])
+            return
+        mending = self._mending = asyncio.get_running_loop().create_future()
+        try:
+            await self._rebuild()
+        finally:
+            self._mending = None
+            mending.set_result(None)
 
     async def _head(self) -> Revision | None:
         store = self.home.keeper.store
@@ -334,8 +362,6 @@ class Performer(IdleMember, Generic[A]):
 
     async def _send_items(self, turn: Turn, items: AsyncGenerator[Any, None], send: Send) -> None:
         """Each ``yield`` is a commit point: the item leaves when the version that it saw is durable."""
-        if turn.caller is not None:
-            turn.wait_for(Wait(turn.caller))  # it waits while nobody takes its items
         async with aclosing(items):
             async for item in items:
                 version = self._finish(turn)
@@ -367,7 +393,12 @@ class Performer(IdleMember, Generic[A]):
         return ledger.cur
 
     def _check_unchanged(self) -> None:
-        if self.home.keeper.encode(self.agent, self.ledger.extras) != self.ledger.cur_body:
+        try:
+            same = self._settable.issuperset(self.agent.__dict__)
+            same = same and self.home.keeper.encode(self.agent, self.ledger.extras) == self.ledger.cur_body
+        except OverwinterError:  # it made something that can't even be kept
+            same = False
+        if not same:
             self._restore(self.ledger.cur_body)
             raise ReadonlyError(f"{self._who}: a @readonly call changed the state; it was undone: take @readonly away")
 
@@ -395,12 +426,14 @@ class Performer(IdleMember, Generic[A]):
         return error
 
     def _undo(self, turn: Turn, error: BaseException) -> None:
-        if self.home.keep_on_error and turn.aborted is None and not isinstance(error, AgentStateError):
+        if self.home.keep_on_error and turn.aborted is None and isinstance(error, Exception):
             try:
                 self._seal()
             except OverwinterError as refused:  # what can't be kept can't be kept on an error either
-                self.home.report(self.key, refused, "the state after a call that failed could not be kept")
+                if type(refused) is not type(error):  # else that is what the caller is told
+                    self.home.report(self.key, refused, "the state after a call that failed could not be kept")
             else:
+                self.ledger.when_durable(self.ledger.cur, turn.effects or [])
                 return
         self._restore(self.ledger.cur_body)
 
@@ -442,6 +475,8 @@ class Performer(IdleMember, Generic[A]):
         timer = self._time(turn, timed) if timed else None
         try:
             await hook()
+            if turn.aborted is not None:
+                raise turn.aborted  # as above
         except BaseException as error:
             if turn.aborted is None:
                 raise

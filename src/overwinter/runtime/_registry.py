@@ -27,7 +27,7 @@ from ..errors import (
     SupersededError,
 )
 from ..stores.base import Expect, Revision, Store
-from ._home import Home, Retired
+from ._home import Evicted, Home, Retired
 from ._lifecycle import FREEZING, LIVE, THAWING
 from ._performer import Send
 from ._server import AgentServer
@@ -78,8 +78,10 @@ class Registry(Generic[A]):
                     wait.on = server
                 try:
                     return await server.run(method, args, kwargs, wait, None, call_id)
+                except Evicted:
+                    continue
                 except Retired:
-                    await asyncio.sleep(0)  # those who waited longer come first
+                    await asyncio.sleep(0)  # those who waited for their turn come first
                     continue
                 except SupersededError as error:
                     if not self._retry or error.origin is not server.ledger:

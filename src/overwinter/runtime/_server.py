@@ -157,8 +157,12 @@ class AgentServer(Arriving[A]):
         except OverwinterError as error:
             self._broken = True
             self.home.report(self.key, error, "it could not come back to life; the next call tries again")
+        if self.ledger.lost:  # somebody else wrote it meanwhile
+            self._left()
+            return
         self.state = after(self.state, KEPT)
-        self.passed()  # who waits for the end looks again
+        self.home.put_back(self)
+        self.passed(Retired())  # who waits for the end looks again; a next life that has begun gives its calls back
         self.turns.leave(False)
         self.watch()
 
@@ -172,7 +176,7 @@ class AgentServer(Arriving[A]):
 
     async def _on_stop(self) -> list[Effect] | None:
         """Run ``on_stop``, if the class has one, within its time; return what it told others if it ended well."""
-        if not self.home.kind.stops:
+        if not self.home.kind.stops or self._broken:
             return None
         clock = self.home.terms.clock
         task: asyncio.Task[list[Effect]] = self.home.spawn(self.as_turn(self.agent.on_stop))

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Self, TypeVar
 
-from ..errors import ClosedError
+from ..errors import ClosedError, UsageError
 from ._turn import Wait, current_turn
 
 __all__ = ["BUFFER", "Stream"]
@@ -46,6 +46,8 @@ class _Channel:
                     failure, self.failure = self.failure, None
                     raise failure
                 raise StopAsyncIteration
+            if self._waiter is not None and not self._waiter.done():
+                raise UsageError("another task waits for this stream's next item: call once for each consumer")
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         self._room.release()
@@ -97,7 +99,14 @@ class Stream(Generic[R_co]):
         """End the call, if it runs; return when it has ended. Idempotent."""
         self._leave()
         if self._task is not None:
-            await asyncio.wait([self._task])
+            caller = current_turn()
+            if caller is not None:
+                caller.wait_for(self._wait)
+            try:
+                await asyncio.wait([self._task])
+            finally:
+                if caller is not None:
+                    caller.waited(self._wait)
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,9 +130,13 @@ class Stream(Generic[R_co]):
 async def _run(produce: Callable[[Any], Awaitable[None]], channel: _Channel) -> None:
     try:
         await produce(channel.send)
-    except asyncio.CancelledError:
-        # Either the consumer has left, or closing gave the call up: that is no cancellation of the consumer.
-        channel.end(ClosedError("the manager was closed before this stream had ended"))
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # Either the consumer has left, or closing gave the call up: that is no cancellation of the consumer.
+            channel.end(ClosedError("the manager was closed before this stream had ended"))
+        else:
+            channel.end(error)  # the body's own, as from any call
         raise
     except Exception as error:  # noqa: BLE001  # it is the consumer's
         channel.end(error)

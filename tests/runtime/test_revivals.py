@@ -1,0 +1,295 @@
+"""Lives that end in bad times and go on after all: never a second one beside them, and nothing half-made is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+from waiting import outcome, pass_time, reports, rest, stored
+
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence, readonly, transient
+from overwinter.errors import StoreUnavailableError, SupersededError
+from overwinter.testing import FaultyStore, ManualClock, until
+
+
+def down() -> StoreUnavailableError:
+    return StoreUnavailableError("down")
+
+
+class Tidy(Agent):
+    """Changes itself as it stops."""
+
+    n: int = 0
+    stops: int = 0
+
+    async def on_stop(self) -> None:
+        self.stops += 1
+
+    async def add(self) -> int:
+        self.n += 1
+        return self.n
+
+
+@pytest.mark.parametrize("how", ["stop", "idle"])
+@pytest.mark.parametrize("durability", ["call", "hibernate"])
+async def test_a_call_that_comes_while_a_life_fails_to_end_goes_to_that_life(durability, how):
+    store, clock, seen = FaultyStore(MemoryStore()), ManualClock(), reports()
+    options = {"durability": durability, "store_patience": 3, "idle_timeout": 60}
+    async with InstanceManager(Tidy, store=store, clock=clock, **options) as manager:
+        assert await manager.call("a", Tidy.add) == 1
+        await manager.save("a")
+        life = manager._registry.servers["a"]
+        store.fail("put", down, times=math.inf)
+        if how == "idle":
+            clock.advance(60)
+        else:
+            stop = asyncio.create_task(manager.stop("a"))
+        await rest()
+        some = 1 if durability == "call" else 3  # a store that is down is probed by one at a time
+        calls = [asyncio.create_task(manager.call("a", Tidy.add)) for _ in range(some)]
+        late = clock.monotonic() + 4
+        await pass_time(clock, lambda: clock.monotonic() > late)
+        store.heal()
+        await pass_time(clock, calls[-1].done)
+        assert [await outcome(call) for call in calls] == [2, 3, 4][:some]
+        assert manager._registry.servers["a"] is life
+        if how == "stop":
+            assert isinstance(await outcome(stop), StoreUnavailableError)
+        assert await manager.call("a", Tidy.add) == 2 + some
+        assert manager.stats().superseded == 0
+        assert seen == [] or how == "idle"  # where nobody waits for the end, its failure is reported
+    assert (await stored(store.inner, Tidy, "a")).n == 2 + some
+
+
+class Slow(Tidy, name="slow"):
+    async def on_start(self, begun: asyncio.Event) -> None:
+        await begun.wait()
+
+
+async def test_a_life_that_another_owner_overtakes_while_it_comes_back_ends():
+    store, clock, begun = FaultyStore(MemoryStore()), ManualClock(), asyncio.Event()
+    reports()
+    begun.set()
+    options = {"durability": "hibernate", "store_patience": 3, "context": begun}
+    async with InstanceManager(Slow, store=store, clock=clock, **options) as manager:
+        await manager.call("ada", Slow.add)
+        await manager.save("ada")
+        begun.clear()
+        store.fail("put", down, times=math.inf)
+        stop = asyncio.create_task(manager.stop("ada"))
+        await rest()
+        late = clock.monotonic() + 5
+        await pass_time(clock, lambda: clock.monotonic() > late)  # it comes back, and on_start waits
+        async with Persistence(store.inner) as other:
+            agent = await other.thaw(Slow, "ada")
+            agent.n += 5
+            await other.hibernate("ada", agent)
+        store.heal()
+        await pass_time(clock, lambda: manager.stats().superseded)
+        begun.set()
+        assert isinstance(await outcome(stop), StoreUnavailableError | SupersededError)
+        assert await outcome(manager.call("ada", Slow.add)) == 7
+
+
+class Fragile(Agent):
+    """Can't be restored while ``broken``."""
+
+    n: int = 0
+    ready: bool = transient()
+    broken = False
+    starts = 0
+
+    async def on_start(self) -> None:
+        self.ready = False
+        Fragile.starts += 1
+        await asyncio.sleep(0)
+        self.ready = True
+
+    async def on_stop(self) -> None:
+        """It has one."""
+
+    def dump(self):
+        return {"n": self.n}
+
+    @classmethod
+    def load(cls, data, version):
+        if Fragile.broken:
+            raise RuntimeError("as asked")
+        return cls(n=data["n"])
+
+    async def add(self) -> int:
+        self.n += 1
+        return self.n
+
+    async def fail(self) -> None:
+        self.n = 666
+        raise ValueError("as asked")
+
+    @readonly
+    async def is_ready(self) -> bool:
+        return self.ready
+
+
+@pytest.fixture
+def _whole():
+    Fragile.broken, Fragile.starts = False, 0
+    yield
+    Fragile.broken = False
+
+
+@pytest.mark.usefixtures("_whole")
+@pytest.mark.parametrize("end", ["stop", "close"])
+async def test_what_a_call_left_that_could_not_be_undone_is_never_stored(end):
+    store = FaultyStore(MemoryStore())
+    reports()
+    async with InstanceManager(Fragile, store=store) as manager:
+        assert await manager.call("a", Fragile.add) == 1
+        Fragile.broken = True
+        assert isinstance(await outcome(manager.call("a", Fragile.fail)), ValueError)
+        Fragile.broken = False
+        if end == "stop":
+            await manager.stop("a")
+    assert (await stored(store.inner, Fragile, "a")).n == 1
+
+
+@pytest.mark.usefixtures("_whole")
+async def test_of_many_readers_one_makes_a_broken_agent_anew():
+    for passes in range(6):
+        reports()
+        async with InstanceManager(Fragile, store=MemoryStore()) as manager:
+            await manager.call("a", Fragile.add)
+            Fragile.broken = True
+            await outcome(manager.call("a", Fragile.fail))
+            Fragile.broken, Fragile.starts = False, 0
+            readers = [asyncio.create_task(manager.call("a", Fragile.is_ready))]
+            await rest(passes)
+            readers += [asyncio.create_task(manager.call("a", Fragile.is_ready)) for _ in range(2)]
+            assert [await outcome(reader) for reader in readers] == [True] * 3
+            assert Fragile.starts == 1
+
+
+class Hooked(Agent):
+    n: int = 0
+
+    async def on_start(self, gate: asyncio.Event) -> None:
+        self.gate = gate
+        await gate.wait()
+
+    async def on_stop(self) -> None:
+        await self.gate.wait()
+        self.n += 100
+
+    async def add(self) -> int:
+        self.n += 1
+        return self.n
+
+
+async def test_cancel_ends_calls_and_no_hooks():
+    store, gate = MemoryStore(), asyncio.Event()
+    async with InstanceManager(Hooked, store=store, context=gate) as manager:
+        calls = [asyncio.create_task(manager.call("a", Hooked.add)) for _ in range(2)]
+        await until(lambda: manager.inspect("a").running)
+        assert manager.cancel("a") is False
+        gate.set()
+        assert [await outcome(call) for call in calls] == [1, 2]
+        gate.clear()
+        stop = asyncio.create_task(manager.stop("a"))
+        await until(lambda: manager.inspect("a").running)
+        assert manager.cancel("a") is False
+        gate.set()
+        await stop
+        assert (await stored(store, Hooked, "a")).n == 102
+
+
+class Stubborn(Agent):
+    n: int = 0
+
+    async def on_start(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.n = 5
+
+
+async def test_an_on_start_that_is_too_slow_fails_though_it_keeps_that_to_itself():
+    clock = ManualClock()
+    async with InstanceManager(Stubborn, store=MemoryStore(), clock=clock, turn_timeout=5) as manager:
+        get = asyncio.create_task(manager.get("a"))
+        await until(lambda: manager.inspect("a").running)
+        clock.advance(6)
+        assert "TurnTimeoutError" in repr(getattr(await outcome(get), "__cause__", None))
+        assert manager.keys() == []
+
+
+async def test_tells_keep_their_order_over_the_end_of_a_life():
+    class Listing(Agent):
+        got: list[int] = []
+
+        async def add(self, number: int) -> None:
+            self.got.append(number)
+
+    event = asyncio.Event()
+    async with InstanceManager(Listing, store=MemoryStore()) as manager:
+        hold = asyncio.create_task(manager.call("a", Listing.add, 0))
+        await hold
+        async with manager.attach("a"):
+            wait = asyncio.create_task(_hold_turn(manager, event))
+            await rest()
+
+            async def stop() -> None:
+                await manager.stop("a")
+                for number in (4, 5):
+                    manager.tell("a", Listing.add, number)
+
+            stopping = asyncio.create_task(stop())
+            await rest()
+            for number in (1, 2, 3):
+                manager.tell("a", Listing.add, number)
+            await rest()
+            event.set()
+            await stopping
+            await wait
+            await rest()
+            assert (await manager.state("a")).got == [0, 1, 2, 3, 4, 5]
+
+
+async def _hold_turn(manager: InstanceManager, event: asyncio.Event) -> None:
+    """Keep the agent's turn as a call does that takes long."""
+    turns = manager._registry.servers["a"].turns
+    assert turns.try_enter(False)
+    await event.wait()
+    turns.leave(False)
+
+
+async def test_what_was_told_and_came_to_nothing_is_reported():
+    class Told(Agent):
+        async def lose(self) -> None:
+            task = asyncio.create_task(asyncio.sleep(0))
+            task.cancel()
+            await task
+
+        async def stay(self, event: asyncio.Event) -> None:
+            while not event.is_set():
+                try:
+                    await event.wait()
+                except asyncio.CancelledError:
+                    continue
+
+    seen, event, clock = reports(), asyncio.Event(), ManualClock()
+    manager = InstanceManager(Told, store=MemoryStore(), clock=clock)
+    await manager.open()
+    manager.tell("a", Told.lose)
+    await rest()
+    assert [context["message"] for context in seen] == ["overwinter: agent Told 'a': told lose()"]
+    call = asyncio.create_task(manager.call("a", Told.stay, event))
+    await rest()
+    manager.tell("a", Told.lose)
+    await rest()
+    close = asyncio.create_task(manager.close(2))
+    await pass_time(clock, close.done)
+    await outcome(close)
+    await rest()
+    assert len(seen) == 2
+    event.set()
+    await outcome(call)
