@@ -57,7 +57,10 @@ def read(
     """
     keys: dict[str, list[Operation]] = {}
     for path in paths:
-        lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        whole = (
+            Path(path).read_text().split("\n")[:-1]
+        )  # a kill may tear the last line: what it tells did not happen yet
+        lines = [json.loads(line) for line in whole]
         outcomes = {number: rest for kind, number, *rest in lines if kind == "back"}
         for kind, number, call, *rest in lines:
             if kind != "call":

@@ -251,8 +251,8 @@ def _path(name: str, thread: int, arguments: list[int]) -> str:
 def _target(thread: int, descriptor: int) -> str:
     try:
         return str(Path(f"/proc/{thread}/fd/{ctypes.c_int32(descriptor & 0xFFFFFFFF).value}").readlink())
-    except FileNotFoundError:
-        return ""  # no such descriptor: that is for the kernel to say
+    except (FileNotFoundError, ProcessLookupError):
+        return ""  # no such descriptor, which is for the kernel to say, or its thread is gone
 
 
 def _text(thread: int, address: int) -> str:
@@ -262,7 +262,7 @@ def _text(thread: int, address: int) -> str:
 def _memory(thread: int, address: int, size: int) -> bytes:
     try:
         descriptor = os.open(f"/proc/{thread}/mem", os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return b""  # it was killed meanwhile, and gets no answer
     try:
         return os.pread(descriptor, size, address)

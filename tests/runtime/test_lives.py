@@ -444,12 +444,16 @@ async def test_a_delete_leaves_alone_what_begins_after_it(durability):
         call = asyncio.create_task(counters.call("ada", Counter.increment))  # finds one that is being deleted
         await rest()
         assert not call.done()
-        gate = store.hold("head")  # what else may be stored is looked for before the next life begins
+        if (
+            durability == "hibernate"
+        ):  # there was no record: what may be stored is looked for before the next life begins
+            gate = store.hold("head")
+            stopped.set()
+            await gate.reached()
+            await rest()
+            assert (counters.stats().created, call.done()) == (1, False)
+            gate.release()
         stopped.set()
-        await gate.reached()
-        await rest()
-        assert (counters.stats().created, call.done()) == (1, False)
-        gate.release()
         assert await outcome(delete) is None
         assert await outcome(call) == 1
         assert await outcome(counters.call("ada", Counter.read)) == 1

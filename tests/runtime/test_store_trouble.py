@@ -461,6 +461,20 @@ async def test_a_call_that_gets_its_turn_as_its_copy_is_dropped_begins_on_the_ne
             assert ((await stored(store.inner, Watched)).count, context["late"]) == (11 + made, 0)
 
 
+async def test_a_put_of_ours_while_the_store_is_asked_who_owns_it_is_no_other_owner():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, shared=True) as counters:
+        await counters.get("ada")
+        life = counters._registry.servers["ada"]
+        gate = store.hold("head", after=True)  # it has seen that there is nothing
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await gate.reached()
+        await counters.save("ada")
+        gate.release()
+        assert await outcome(call) == 1
+        assert counters._registry.servers["ada"] is life
+
+
 class Lasting(Agent):
     count: int = 0
 
@@ -724,17 +738,37 @@ async def test_delete_waits_for_the_put_and_releases_what_it_covered():
 
 
 async def test_a_delete_that_happened_is_never_called_undone_when_the_store_then_goes_down():
+    class Renamed(Counter, name="renamed", aliases=("former",)):
+        pass
+
     store = FaultyStore(MemoryStore())
-    async with InstanceManager(Counter, store=store) as counters:
-        await counters.call("ada", Counter.increment)
-        store.fail("head", down)  # it looks whether anything is left
-        with pytest.raises(OutcomeUnknownError, match="delete it again"):
+    async with InstanceManager(Renamed, store=store, durability="hibernate") as counters:
+        for is_stored in (True, False):
+            await counters.call("ada", Counter.increment)
+            if is_stored:
+                await counters.save("ada")
+            store.fail("head", down)  # it looks whether anything is left, under the former name too
+            with pytest.raises(OutcomeUnknownError, match="delete it again"):
+                await counters.delete("ada")
+            assert not await stored(store, Renamed)
             await counters.delete("ada")
-        assert not await stored(store)
-        await counters.delete("ada")
         store.fail("head", down)
         with pytest.raises(StoreUnavailableError):
             await counters.delete("ada")  # it was not there: nothing happened
+
+
+async def test_a_delete_takes_nothing_that_another_owner_made_after_it():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        gate = store.hold("delete", after=True)
+        delete = asyncio.create_task(counters.delete("ada"))
+        await gate.reached()
+        async with Persistence(store.inner) as other:
+            await other.hibernate("ada", Counter(count=7))
+        gate.release()
+        assert await outcome(delete) is None
+        assert await outcome(counters.call("ada", Counter.read)) == 7
 
 
 async def test_a_save_while_it_is_deleted_does_not_put_it_back():

@@ -318,15 +318,19 @@ class Performer(IdleMember, Generic[A]):
             await self._mend()
         if ledger.down and ledger.putting and not readonly:
             raise StoreUnavailableError(f"{self._who}: the store is unavailable; not called. Try again later")
-        if self.home.shared and ledger.clean and self.home.keeper.store is not None:
+        while self.home.shared and ledger.clean and self.home.keeper.store is not None:
             # While a put is outstanding its condition is the check; else the store must be asked, or a
             # write of another process would go unseen until our next one.
+            known = ledger.revision
             head = await self._head()
             if self.state is not LIVE:
                 raise Retired
-            if (Expect.ABSENT if head is None else head) != ledger.revision and ledger.clean:
+            if ledger.revision is not known:
+                continue  # a put of ours went through meanwhile: the answer may be older than that
+            if (Expect.ABSENT if head is None else head) != known and ledger.clean:
                 self.lose(None)
                 raise Retired
+            break
 
     async def _mend(self) -> None:
         """Make a new object in the place of a broken one; of several readers only one does."""

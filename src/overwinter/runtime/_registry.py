@@ -251,26 +251,28 @@ class Registry(Generic[A]):
                     await _settled(server)
                     continue
                 try:
-                    await server.delete(partial(self._delete_stored, key, begun=True))
+                    await server.delete(partial(self._delete_stored, key))
                 except (Retired, AgentDeletedError):
                     continue
                 return
-        await self._delete_stored(key, begun=False)
+        await self._delete_stored(key)
 
-    async def _delete_stored(self, key: str, *, begun: bool) -> None:
-        """Delete a record that nobody has alive, readable or not; the next life of the key waits for that.
+    async def _delete_stored(self, key: str, done: str | None = None) -> None:
+        """Delete what nobody has alive, readable or not; the next life of the key waits for that.
 
-        *begun*: its life was deleted, so that a failure from here on no longer means that nothing happened.
+        *done*: the store key of the life that was deleted just now, empty if it had no record. What is under it by now
+        is somebody else's, and a failure from here on no longer means that nothing happened.
         """
-        store = self.home.keeper.store
+        store, begun = self.home.keeper.store, done is not None
         if store is None:
             return
-        done = self._deleting[key] = asyncio.get_running_loop().create_future()
+        over = self._deleting[key] = asyncio.get_running_loop().create_future()
         try:
             if self.home.opening is not None:
                 await asyncio.shield(self.home.opening)
             for store_key in self.home.keeper.store_keys(key):
-                begun = await _delete_record(store, store_key) or begun
+                if store_key != done:
+                    begun = await _delete_record(store, store_key) or begun
         except StoreUnavailableError as error:
             if not begun:
                 raise
@@ -280,7 +282,7 @@ class Registry(Generic[A]):
             ) from error
         finally:
             del self._deleting[key]
-            done.set_result(None)
+            over.set_result(None)
 
 
 async def _delete_record(store: Store, store_key: str) -> bool:

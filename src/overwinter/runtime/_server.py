@@ -180,19 +180,21 @@ class AgentServer(Arriving[A]):
             return None
         clock = self.home.terms.clock
         task: asyncio.Task[list[Effect]] = self.home.spawn(self.as_turn(self.agent.on_stop))
+        task.add_done_callback(self._stopped)
         done = await all_done(clock, {task}, clock.monotonic() + ABORT_GRACE)
         if not done:
             task.cancel()
             done = await all_done(clock, {task}, clock.monotonic() + ABORT_GRACE)
-        error = (
-            task.exception()
-            if done and not task.cancelled()
-            else TimeoutError(f"on_stop took more than {ABORT_GRACE:g} s")
-        )
-        if error is None:
-            return task.result()
-        self.home.report(self.key, error, "on_stop failed")
-        return None
+        if not done or task.cancelled():
+            self.home.report(self.key, TimeoutError(f"on_stop took more than {ABORT_GRACE:g} s"), "on_stop failed")
+            return None
+        return task.result() if task.exception() is None else None
+
+    def _stopped(self, task: asyncio.Task[list[Effect]]) -> None:
+        """Report what ``on_stop`` raised, also where nobody waits for it any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.home.report(self.key, error, "on_stop failed")
 
     def lose(self, error: OverwinterError | None) -> None:
         """Drop this copy: somebody else owns the agent. Calls that have not begun go to the next life."""
@@ -222,8 +224,10 @@ class AgentServer(Arriving[A]):
         self.state = after(self.state, LEFT)
         self._end()
 
-    async def delete(self, delete_rest: Callable[[], Awaitable[None]]) -> None:
+    async def delete(self, delete_rest: Callable[[str], Awaitable[None]]) -> None:
         """End without saving, and delete what is stored; the next life begins when *delete_rest* is done, too.
+
+        It gets the store key that was deleted, empty if there was no record.
 
         Raises:
             StoreError: it could not be deleted, and stays live.
@@ -231,10 +235,12 @@ class AgentServer(Arriving[A]):
         if not self.turns.try_enter(False):
             await self.turns.enter(False)
         ledger, store = self.ledger, self.home.keeper.store
+        deleted = ""
         try:
             await ledger.settle()
             ledger.paused = True  # a save() now would put it back
             if store is not None and ledger.revision is not Expect.ABSENT:
+                deleted = ledger.store_key
                 await store.in_time(store.delete(ledger.store_key, expected=ledger.revision), OutcomeUnknownError)
         except RevisionConflictError:
             error = ledger.superseded()
@@ -251,12 +257,12 @@ class AgentServer(Arriving[A]):
             self.turns.leave(False)
             raise Retired
         self.state = after(self.state, LOST)
-        deleted = partial(AgentDeletedError, f"{self._who} was deleted before this call was done")
-        ledger.abandon(deleted)
-        self.turns.evict(deleted)
+        why = partial(AgentDeletedError, f"{self._who} was deleted before this call was done")
+        ledger.abandon(why)
+        self.turns.evict(why)
         try:
             await self._on_stop()
-            await delete_rest()
+            await delete_rest(deleted)
         finally:
             self.state = after(self.state, LEFT)
             self._end()
