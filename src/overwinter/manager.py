@@ -139,9 +139,7 @@ class InstanceManager(Generic[A]):
         gated = store is not None and durability == "call"
         interval = durability.seconds if isinstance(durability, Interval) else None
         terms = Terms(keeper, gated, interval, store_patience, clock, PutBudget())
-        self._home: Home[A] = Home(
-            self._kind, keeper, terms, context, shared, self._report, self._remove, self._put_back
-        )
+        self._home: Home[A] = Home(self._kind, keeper, terms, context, shared, self._report, self._remove)
         if idle_timeout is not None:
             self._home.idle = IdleTracker(clock, seconds("idle_timeout", idle_timeout), self._expire)
         if turn_timeout is not None:
@@ -417,7 +415,9 @@ class InstanceManager(Generic[A]):
         try:
             await self._registry.call(key, method, args, kwargs, call_id)
         except BaseException as error:  # nobody else is there to get it
-            self._report(key, error, f"told {method.name}()")
+            gone = self._home.closed and isinstance(error, asyncio.CancelledError)
+            why = ClosedError("the manager was closed before this had ended") if gone else error
+            self._report(key, why, f"told {method.name}()")
             if not isinstance(error, Exception):
                 raise
 
@@ -539,9 +539,6 @@ class InstanceManager(Generic[A]):
         if self._registry.servers.get(server.key) is server:
             del self._registry.servers[server.key]
 
-    def _put_back(self, server: AgentServer[A]) -> None:
-        self._registry.servers[server.key] = server
-
     def _report(self, key: str, error: BaseException, doing: str) -> None:
         """A failure that no caller waits for goes where asyncio's own do: never to nobody."""
         message = f"overwinter: agent {self._kind.name} {key!r}: {doing}"
@@ -554,13 +551,14 @@ class InstanceManager(Generic[A]):
 async def close_together(managers: list[InstanceManager[Any]], deadline: float) -> None:
     """Close managers whose agents may call each other. Cancelled, it goes on closing; called again, it waits for it."""
     todo = [manager for manager in managers if manager._door.close_task is None]
+    tasks = [manager._door.close_task for manager in managers if manager._door.close_task is not None]
     if todo:
         task = asyncio.get_running_loop().create_task(_close(todo, deadline))
         for manager in todo:
             manager._door.closing, manager._door.close_task = True, task  # intake ends now, not when the task starts
-    tasks = {manager._door.close_task for manager in managers if manager._door.close_task is not None}
+        tasks.insert(0, task)  # what it fails with nobody was told yet
     if tasks:
-        await asyncio.wait(tasks)  # all of them, also where an earlier close failed
+        await asyncio.wait(tasks)
     for closing in tasks:
         closing.result()
 

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import ClassVar
 
 import pytest
 from waiting import outcome, pass_time, reports, rest, stored
 
-from overwinter import Agent, InstanceManager, MemoryStore, Persistence, readonly, transient
-from overwinter.errors import StoreUnavailableError, SupersededError
+from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore, Persistence, interleave, readonly, transient
+from overwinter.errors import (
+    AgentDeletedError,
+    ClosedError,
+    CloseError,
+    ReentrantCallError,
+    StoreUnavailableError,
+    SupersededError,
+    ThawError,
+    TooManyLiveError,
+)
+from overwinter.runtime import _closing
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -99,11 +110,12 @@ class Fragile(Agent):
     ready: bool = transient()
     broken = False
     starts = 0
+    gate: ClassVar[asyncio.Event | None] = None
 
     async def on_start(self) -> None:
         self.ready = False
         Fragile.starts += 1
-        await asyncio.sleep(0)
+        await (asyncio.sleep(0) if Fragile.gate is None else Fragile.gate.wait())
         self.ready = True
 
     async def on_stop(self) -> None:
@@ -130,12 +142,16 @@ class Fragile(Agent):
     async def is_ready(self) -> bool:
         return self.ready
 
+    @readonly
+    async def count(self) -> int:
+        return self.n
+
 
 @pytest.fixture
 def _whole():
     Fragile.broken, Fragile.starts = False, 0
     yield
-    Fragile.broken = False
+    Fragile.broken, Fragile.gate = False, None
 
 
 @pytest.mark.usefixtures("_whole")
@@ -293,3 +309,192 @@ async def test_what_was_told_and_came_to_nothing_is_reported():
     assert len(seen) == 2
     event.set()
     await outcome(call)
+
+
+# ---------------------------------------------------------------- when the end does not come, or comes twice
+
+
+async def test_a_life_that_ends_while_the_manager_closes_is_named_whoever_waits_for_the_next(monkeypatch):
+    monkeypatch.setattr(_closing, "LAST_LOOK", 0.01)
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    reports()
+    manager = InstanceManager(Tidy, store=store, clock=clock)
+    await manager.open()
+    await manager.call("a", Tidy.add)
+    gate = store.hold("put")
+    store.fail("put", down)
+    stop = asyncio.create_task(manager.stop("a"))
+    await gate.reached()  # what on_stop changed is on its way
+    call = asyncio.create_task(manager.call("a", Tidy.add))
+    await rest()
+    close = asyncio.create_task(manager.close(0))
+    for _ in range(3):
+        await rest()
+        clock.advance(0)
+    error = await outcome(close)
+    assert isinstance(error, CloseError)
+    assert (error.unknown, error.abandoned) == (("a",), ())
+    assert [type(await outcome(task)) for task in (stop, call)] == [ClosedError, ClosedError]
+    gate.release()
+    await rest()
+    assert (manager._home.tasks, clock.timers) == (set(), 0)
+
+
+class Asked(Agent):
+    """Asks another agent as it comes or goes."""
+
+    n: int = 0
+    context: dict = transient()
+
+    async def on_start(self, context) -> None:
+        self.context = context
+        if context["asks"] == "on_start":
+            await context["askers"].call("b", Asker.ping)
+
+    async def on_stop(self) -> None:
+        self.n += 1
+        if self.context["asks"] == "on_stop":
+            await self.context["askers"].call("b", Asker.ping)
+
+    @readonly
+    async def look(self) -> int:
+        return self.n
+
+
+class Asker(Agent):
+    async def on_start(self, context) -> None:
+        self.context = context
+
+    async def ping(self) -> None:
+        """It answers."""
+
+    async def ask(self) -> int:
+        await self.context["go"].wait()
+        return await self.context["asked"].call("a", Asked.look)
+
+
+@pytest.mark.parametrize("hook", ["on_start", "on_stop"])
+async def test_who_waits_for_a_life_that_ends_and_is_waited_for_by_it_is_told(hook):
+    reports()
+    store, clock, context = FaultyStore(MemoryStore()), ManualClock(), {"asks": "", "go": asyncio.Event()}
+    system = AgentSystem(store=store, context=context)
+    asked = context["asked"] = system.manager(Asked, clock=clock, store_patience=1)
+    askers = context["askers"] = system.manager(Asker, clock=clock)
+    async with system:
+        await asked.get("a")
+        await asked.save("a")
+        ask = asyncio.create_task(askers.call("b", Asker.ask))
+        await until(lambda: askers.inspect("b").running)
+        context["asks"] = hook
+        if hook == "on_start":  # it comes back to life, for what on_stop changed can't be stored
+            store.fail("put", down, times=math.inf)
+        stop = asyncio.create_task(asked.stop("a"))
+        await pass_time(clock, lambda: askers.inspect("b").queued)  # its hook waits for who asks
+        context["go"].set()
+        await rest()
+        assert isinstance(await outcome(ask), ReentrantCallError)
+        context["asks"] = ""
+        store.heal()
+        assert isinstance(await outcome(stop), StoreUnavailableError if hook == "on_start" else type(None))
+
+
+@pytest.mark.usefixtures("_whole")
+async def test_readers_of_a_broken_copy_that_is_dropped_go_to_the_next_life():
+    reports()
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Fragile, store=store, durability="hibernate") as manager:
+        await manager.call("a", Fragile.add)
+        await manager.save("a")
+        async with Persistence(store.inner) as other:
+            agent = await other.thaw(Fragile, "a")
+            agent.n = 100
+            await other.hibernate("a", agent)
+        await manager.call("a", Fragile.add)
+        Fragile.broken = True
+        await outcome(manager.call("a", Fragile.fail))
+        Fragile.broken, Fragile.starts, Fragile.gate = False, 0, asyncio.Event()
+        gate = store.hold("put")
+        save = asyncio.create_task(manager.save("a"))
+        await gate.reached()
+        readers = [asyncio.create_task(manager.call("a", Fragile.count)) for _ in range(3)]
+        await rest()
+        gate.release()
+        await rest()
+        Fragile.gate.set()
+        assert [await outcome(reader) for reader in readers] == [100] * 3
+        assert isinstance(await outcome(save), SupersededError)
+        assert Fragile.starts == 2
+
+
+class Cancelling(Tidy, name="cancelling"):
+    lost = False
+
+    async def on_start(self) -> None:
+        if Cancelling.lost:
+            task = asyncio.create_task(asyncio.sleep(0))
+            task.cancel()
+            await task
+
+
+async def test_an_on_start_that_ends_in_a_cancellation_of_its_own_is_a_failure_like_any_other():
+    store, clock, seen = FaultyStore(MemoryStore()), ManualClock(), reports()
+    async with InstanceManager(Cancelling, store=store, clock=clock, store_patience=0) as manager:
+        await manager.call("a", Cancelling.add)
+        store.fail("put", down)
+        Cancelling.lost = True
+        stop = asyncio.create_task(manager.stop("a"))
+        await pass_time(clock, stop.done)
+        assert isinstance(await outcome(stop), StoreUnavailableError)
+        assert isinstance(await outcome(manager.call("a", Cancelling.add)), ThawError)
+        Cancelling.lost = False
+        assert await outcome(manager.call("a", Cancelling.add)) == 2
+        assert "it could not come back to life" in seen[0]["message"]
+
+
+async def test_an_interleaved_call_finds_a_whole_agent():
+    class Seen(Fragile, name="seen"):
+        @interleave
+        async def peek(self) -> bool:
+            return self.ready
+
+    reports()
+    async with InstanceManager(Seen, store=MemoryStore()) as manager:
+        await manager.call("a", Seen.add)
+        Fragile.broken = True
+        await outcome(manager.call("a", Seen.fail))
+        Fragile.broken = False
+        assert await outcome(manager.call("a", Seen.peek)) is True
+
+
+async def test_a_full_manager_whose_store_is_down_does_not_spin():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    reports()
+    async with InstanceManager(Tidy, store=store, clock=clock, store_patience=1, max_live=1) as manager:
+        await manager.call("a", Tidy.add)
+        store.fail("put", down, times=math.inf)
+        other = asyncio.create_task(manager.call("b", Tidy.add))
+        late = clock.monotonic() + 2
+        await pass_time(clock, lambda: clock.monotonic() > late)
+        puts = store.calls["put"]
+        await rest(500)
+        assert store.calls["put"] - puts < 5
+        await pass_time(clock, other.done)
+        assert isinstance(await outcome(other), TooManyLiveError)
+        store.heal()
+        assert await outcome(manager.call("a", Tidy.add)) == 2
+
+
+async def test_a_delete_ends_interleaved_calls_before_the_next_life_begins():
+    class Peeked(Tidy, name="peeked"):
+        @interleave
+        async def peek(self, event: asyncio.Event) -> int:
+            await event.wait()
+            return self.n
+
+    async with InstanceManager(Peeked, store=MemoryStore()) as manager:
+        await manager.call("a", Peeked.add)
+        peek = asyncio.create_task(manager.call("a", Peeked.peek, asyncio.Event()))
+        await until(lambda: manager.inspect("a").running)
+        await manager.delete("a")
+        assert isinstance(await outcome(peek), AgentDeletedError)
+        assert await outcome(manager.call("a", Peeked.add)) == 1

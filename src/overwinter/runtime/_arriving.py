@@ -49,8 +49,18 @@ class Arriving(Performer[A]):
         self._passage.append(future)
         return future
 
-    def passed(self, error: OverwinterError | Retired | None = None) -> None:
-        """Tell those who wait that it has come or gone; or, with *error*, why it could not come, or did not go."""
+    async def passing(self) -> None:
+        """Wait until it has come or gone, as a call does: not too many may.
+
+        Raises:
+            OverwinterError: why it could not come.
+        """
+        if sum(not future.done() for future in self._passage or ()) >= self.home.max_mailbox:
+            raise self.mailbox_full("this call")
+        await self.passage()
+
+    def passed(self, error: OverwinterError | None = None) -> None:
+        """Tell those who wait that it has come or gone; or, with *error*, why it could not come."""
         waiting, self._passage = self._passage, None
         for future in waiting or ():
             if future.done():
@@ -117,9 +127,6 @@ class Arriving(Performer[A]):
             if changed or body != self.ledger.cur_body:
                 self.ledger.advance(body)
             self.ledger.when_durable(self.ledger.cur, effects)
-        except Retired:  # the life before this one stayed, and has the key again
-            self.state = after(self.state, FAILED)
-            self._end()
         except BaseException as error:  # it goes to everybody who waits
             self._failed_to_start(error)
             if isinstance(error, asyncio.CancelledError):
@@ -223,10 +230,8 @@ class Arriving(Performer[A]):
 
     async def alive(self) -> None:
         if self.state is THAWING:
-            if len(self._passage or ()) >= self.home.max_mailbox:
-                raise self.mailbox_full("it")
             try:
-                await self.passage()
+                await self.passing()
             except OverwinterError as error:
                 if self.asked == PLAIN:
                     raise error.again() from error.__cause__
@@ -261,7 +266,10 @@ class Arriving(Performer[A]):
             try:
                 hook = partial(agent.on_start, self.home.context) if kind.takes_context else agent.on_start
                 effects = await self.as_turn(hook, "on_start")
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise
                 raise ThawError(
                     f"{self._who}: on_start raised {type(error).__name__}, so it was not started"
                 ) from error

@@ -17,7 +17,7 @@ from ._idle import IdleTracker
 from ._ledger import Terms
 from ._room import Room
 
-__all__ = ["ABORT_GRACE", "Failures", "Home", "Retired", "all_done"]
+__all__ = ["ABORT_GRACE", "Evicted", "Failures", "Home", "Retired", "all_done"]
 
 A = TypeVar("A", bound=Agent)
 
@@ -84,8 +84,6 @@ class Home(Generic[A]):
     """Where a failure goes that no caller waits for: (key, error, what was being done)."""
     remove: Callable[[Any], None]
     """Take a server whose life is over out of the registry."""
-    put_back: Callable[[Any], None]
-    """Put a server whose life went on after all in the place of its successor."""
     idle: IdleTracker[Any] | None = None
     held: dict[str, list[str]] = field(default_factory=dict)
     """Who is attached to each key, by the names of their tasks; attachments outlast a life."""

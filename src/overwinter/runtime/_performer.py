@@ -259,6 +259,8 @@ class Performer(IdleMember, Generic[A]):
     ) -> Any:
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
         await self.alive()
+        if self._broken:
+            await self._mended()
         turn = self._begin(True, current_turn())
         self._enlist(turn)
         token = TURN.set(turn)
@@ -314,8 +316,8 @@ class Performer(IdleMember, Generic[A]):
     async def _admit(self, readonly: bool) -> None:
         """See to it that a turn which is ours by now may really begin, where that takes more than a look."""
         ledger = self.ledger
-        while self._broken:
-            await self._mend()
+        if self._broken:
+            await self._mended()
         if ledger.down and ledger.putting and not readonly:
             raise StoreUnavailableError(f"{self._who}: the store is unavailable; not called. Try again later")
         while self.home.shared and ledger.clean and self.home.keeper.store is not None:
@@ -331,6 +333,21 @@ class Performer(IdleMember, Generic[A]):
                 self.lose(None)
                 raise Retired
             break
+
+    async def _mended(self) -> None:
+        """Return when there is a whole object.
+
+        Raises:
+            Retired: this life ended meanwhile.
+        """
+        while self._broken:
+            try:
+                await self._mend()
+            except OverwinterError:
+                if self.state is LIVE:
+                    raise
+            if self.state is not LIVE:
+                raise Retired
 
     async def _mend(self) -> None:
         """Make a new object in the place of a broken one; of several readers only one does."""

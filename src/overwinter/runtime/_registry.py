@@ -72,8 +72,11 @@ class Registry(Generic[A]):
         try:
             while True:
                 server = self.servers.get(key)
-                if server is None or server.state is FREEZING:
+                if server is None:
                     server = self._begin(key, None, "create")
+                elif server.state is FREEZING:
+                    await self._over(server)
+                    continue
                 if wait is not None:
                     wait.on = server
                 try:
@@ -135,18 +138,21 @@ class Registry(Generic[A]):
     # ------------------------------------------------------------ lives
 
     def _begin(self, key: str, initial: Mapping[str, Any] | A | None, missing: str) -> AgentServer[A]:
-        """Claim *key* and begin its next life, which starts when the present one is over."""
+        """Claim *key*, which nobody has, and begin its next life, which starts when what was stored is deleted."""
         home = self.home
         check_key(key, home.kind.name)
-        if home.closed:
+        if home.closed or home.winding_up:
             raise ClosedError(f"the manager of {home.kind.name} is closed")
         if home.failures:
             home.failures.check(key, home.terms.clock.monotonic())
-        last = self.servers.get(key)
-        after_life = self._deleting.get(key) if last is None else last.passage()
         server = self.servers[key] = AgentServer(home, key, (initial is None, missing))
-        server.begin(initial, missing, after_life)
+        server.begin(initial, missing, self._deleting.get(key))
         return server
+
+    async def _over(self, server: AgentServer[A]) -> None:
+        """Wait until a life that ends has ended, or stays after all."""
+        with self._waiting_for(server):
+            await server.passing()
 
     async def live(
         self, key: str, initial: Mapping[str, Any] | A | None = None, missing: str = "create"
@@ -157,8 +163,11 @@ class Registry(Generic[A]):
             check_key(key, self.home.kind.name)  # all else about it is checked when its life begins
         while True:
             server = self.servers.get(key)
-            mine = server is None or server.state is FREEZING
-            if server is None or mine:
+            if server is not None and server.state is FREEZING:
+                await self._over(server)
+                continue
+            mine = server is None
+            if server is None:
                 server = self._begin(key, initial, missing)
             if server.state is not LIVE:
                 with self._waiting_for(server):
@@ -194,7 +203,8 @@ class Registry(Generic[A]):
         room = home.room
         assert home.idle is not None
         assert room is not None
-        first = list(islice((server for server in home.idle.members() if server.is_idle()), 32))
+        idle = (server for server in home.idle.members() if server.is_idle() and not server.is_stuck)
+        first = list(islice(idle, 32))
         if not first:
             return False
         victim: AgentServer[A] = next((server for server in first if server.ledger.clean), first[0])

@@ -80,6 +80,11 @@ class AgentServer(Arriving[A]):
         if not self._leave_now():
             await self.home.see_through(self._leave())  # half a leave would be none
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it would have to be stored to leave, and that has just failed."""
+        return self.ledger.down and (self.home.kind.stops or not self.ledger.clean)
+
     def leave_if_clean(self) -> bool:
         """Leave here and now, in no task, if nothing has to be waited for, stored or called; return whether it did."""
         if self.state is not LIVE or self.running or self.home.kind.stops or self.ledger.cur > self.ledger.dur:
@@ -161,8 +166,7 @@ class AgentServer(Arriving[A]):
             self._left()
             return
         self.state = after(self.state, KEPT)
-        self.home.put_back(self)
-        self.passed(Retired())  # who waits for the end looks again; a next life that has begun gives its calls back
+        self.passed()  # who waits for the end looks again
         self.turns.leave(False)
         self.watch()
 
@@ -261,6 +265,7 @@ class AgentServer(Arriving[A]):
         ledger.abandon(why)
         self.turns.evict(why)
         try:
+            await self.abort(why)  # interleaved calls, which hold no turn
             await self._on_stop()
             await delete_rest(deleted)
         finally:
