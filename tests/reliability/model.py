@@ -521,7 +521,7 @@ class Process:
             life.cur = marks
         if bad := {mark for mark in marks if world.told.get(mark) == "none"}:
             world.wrong(f"{operation} sees {bad}, which was told to have no effect")
-        asks = not (self.way.putting[key] or self._put_failed(key))  # else that put is what finds out
+        asks = not self._put_failed(key)
         if self.options.get("shared") and marks == self.dur.get(key) and asks and not self.fired["slow head", key]:
             stored = world.disk_marks.get(key, ())
             if marks != stored and key not in world.corrupt:

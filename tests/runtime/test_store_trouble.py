@@ -461,6 +461,21 @@ async def test_a_call_that_gets_its_turn_as_its_copy_is_dropped_begins_on_the_ne
             assert ((await stored(store.inner, Watched)).count, context["late"]) == (11 + made, 0)
 
 
+@pytest.mark.parametrize("method", [Counter.read, Counter.nothing])
+async def test_a_put_that_is_stored_and_not_told_says_nothing_of_what_others_wrote_since(method):
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, shared=True) as counters:
+        await counters.call("ada", Counter.increment)
+        gate = store.hold("put", after=True)  # it is stored, and the event loop does not know yet
+        write = asyncio.create_task(counters.call("ada", Counter.increment))
+        await gate.reached()
+        await write_behind(store.inner, 10)  # and acknowledged there, before the next call here begins
+        read = asyncio.create_task(counters.call("ada", method))
+        await rest()
+        gate.release()
+        assert [await outcome(write), await outcome(read)] == [2, 12]
+
+
 async def test_a_put_of_ours_while_the_store_is_asked_who_owns_it_is_no_other_owner():
     store = FaultyStore(MemoryStore())
     async with InstanceManager(Counter, store=store, shared=True) as counters:

@@ -320,9 +320,13 @@ class Performer(IdleMember, Generic[A]):
             await self._mended()
         if ledger.down and ledger.putting and not readonly:
             raise StoreUnavailableError(f"{self._who}: the store is unavailable; not called. Try again later")
-        while self.home.shared and ledger.clean and self.home.keeper.store is not None:
-            # While a put is outstanding its condition is the check; else the store must be asked, or a
-            # write of another process would go unseen until our next one.
+        while self.home.shared and self.home.keeper.store is not None:
+            # The store must be asked, or a write of another process would go unseen until our next one.
+            if not ledger.clean:
+                if not ledger.gated:
+                    break  # what is only in memory by now is no news to the store
+                await self._when_stored()
+                continue
             known = ledger.revision
             head = await self._head()
             if self.state is not LIVE:
@@ -333,6 +337,23 @@ class Performer(IdleMember, Generic[A]):
                 self.lose(None)
                 raise Retired
             break
+
+    async def _when_stored(self) -> None:
+        """Wait for the put that is outstanding: it says what was current when it was made, not what has come since.
+
+        Raises:
+            Retired: somebody else had written.
+            StoreUnavailableError: it is not stored, and tried again.
+        """
+        try:
+            await self.ledger.wait(self.ledger.cur)
+        except OverwinterError as error:
+            if self.state is not LIVE:
+                raise Retired from None
+            if not self.ledger.clean:
+                raise StoreUnavailableError(
+                    f"{self._who}: the store is unavailable; not called. Try again later"
+                ) from error
 
     async def _mended(self) -> None:
         """Return when there is a whole object.
