@@ -26,6 +26,7 @@ from overwinter.persistence import Keeper
 from overwinter.runtime import _ledger
 from overwinter.runtime._ledger import Ledger
 from overwinter.runtime._performer import Performer
+from overwinter.runtime._registry import Registry
 from overwinter.runtime._server import AgentServer
 from overwinter.stores.base import Expect, Stored
 
@@ -590,8 +591,10 @@ def commit_without_waiting(patch) -> None:
 
 
 def begin_beside_the_old_life(patch) -> None:
-    begin = AgentServer.begin
-    patch.setattr(AgentServer, "begin", lambda self, initial, missing, _: begin(self, initial, missing, None))
+    async def over(self, server):
+        self.servers.pop(server.key, None)
+
+    patch.setattr(Registry, "_over", over)
 
 
 def trust_the_copy(patch) -> None:
