@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,9 @@ Enough = Callable[[int], bool]
 
 Known = dict[str, list[str | None]]
 """What the clients of one process saw under each key."""
+
+STALLS = 0.05
+"""How often a client of an agent holds up its event loop."""
 
 REFUSED = 0.002
 """Seconds until a client that was refused tries again."""
@@ -154,6 +158,10 @@ async def agent_client(
         key = dice.choice(keys)
         verb = dice.choices(("swap", "fail", "read"), (10, 1, 9))[0]
         new = os.urandom(8).hex()
+        if dice.random() < STALLS:
+            time.sleep(
+                dice.uniform(0, 0.01)
+            )  # so that the loop hears late of what is stored, and known elsewhere, already
         number = recorder.call(key, verb, *(() if verb == "read" else (new,)))
         try:
             if verb == "read":
