@@ -205,7 +205,11 @@ def _answer(listener: int, child: _Child) -> None:
     name = _NAMES[call]
     error = _verdict(child, name, thread, arguments)
     if error == "short":
-        answer = _ANSWER.pack(number, _write_half(child, name, thread, arguments), 0, 0)
+        try:
+            written = _write_half(child, name, thread, arguments)
+        except ProcessLookupError:
+            return  # it was killed meanwhile
+        answer = _ANSWER.pack(number, written, 0, 0)
     else:
         answer = _ANSWER.pack(number, 0, -getattr(errno, error) if error else 0, 0 if error else _GO_ON)
     try:

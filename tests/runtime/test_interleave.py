@@ -303,9 +303,15 @@ async def test_how_many_wait_for_its_agent_is_bounded():
     store = FaultyStore(MemoryStore())
     async with InstanceManager(Job, store=store, max_mailbox=3) as jobs:
         gate = store.hold("get")
-        calls = [asyncio.create_task(jobs.call("a", Job.progress)) for _ in range(5)]
+        first = asyncio.create_task(jobs.get("b", missing="raise"))  # on other terms than calls
         await gate.reached()
+        waiting = [asyncio.create_task(jobs.get("b")) for _ in range(3)]
+        await rest()
+        assert isinstance(await outcome(jobs.call("b", Job.progress)), MailboxFullError)
+        calls = [asyncio.create_task(jobs.call("a", Job.progress)) for _ in range(5)]
         await rest()
         gate.release()
+        await asyncio.wait([first, *waiting])
+        assert isinstance(first.exception(), AgentNotFoundError)
         told = [type(await outcome(call)) for call in calls]
         assert sorted(told, key=str) == sorted([int, int, int, MailboxFullError, MailboxFullError], key=str)

@@ -49,15 +49,15 @@ class Arriving(Performer[A]):
         self._passage.append(future)
         return future
 
-    async def passing(self) -> None:
-        """Wait until it has come or gone, as a call does: not too many may.
+    def passing(self) -> asyncio.Future[None]:
+        """A passage for a call: not too many may wait.
 
         Raises:
-            OverwinterError: why it could not come.
+            MailboxFullError: there are.
         """
         if sum(not future.done() for future in self._passage or ()) >= self.home.max_mailbox:
             raise self.mailbox_full("this call")
-        await self.passage()
+        return self.passage()
 
     def passed(self, error: OverwinterError | None = None) -> None:
         """Tell those who wait that it has come or gone; or, with *error*, why it could not come."""
@@ -230,8 +230,9 @@ class Arriving(Performer[A]):
 
     async def alive(self) -> None:
         if self.state is THAWING:
+            passage = self.passing()
             try:
-                await self.passing()
+                await passage
             except OverwinterError as error:
                 if self.asked == PLAIN:
                     raise error.again() from error.__cause__
