@@ -296,7 +296,7 @@ FOUND_OUT = [
     (FILES, NeverFlushesFiles, "torn"),
     (FILES, NeverFlushesFolders, "lost|old|StoreUnavailableError"),
     (FILES, ForgetsTheFolderOfFolders, "lost|StoreUnavailableError"),
-    (FILES, FlushesAfterTheRename, "torn|old"),
+    (FILES, FlushesAfterTheRename, "torn"),
     (SQLITE, FlushesNothing, "lost|old|torn|damaged|UsageError"),
     (SQLITE, FlushesTheLogAlone, "lost|old|torn|damaged"),
     (SQLITE, FlushesTheDatabaseAlone, "lost|old|torn|damaged"),

@@ -19,8 +19,8 @@ from ._server import AgentServer
 
 __all__ = ["close_lives"]
 
-RETRY_DELAY = 0.05  # seconds before an agent that could not be stored is tried again
 LAST_LOOK = 0.5  # seconds that the last puts may take beyond the deadline
+RETRY_DELAY = 0.05  # seconds before an agent that could not be stored is tried again
 
 
 async def close_lives(registries: Sequence[Registry[Any]], clock: Clock, deadline: float) -> CloseError | None:

@@ -305,9 +305,8 @@ class Performer(IdleMember, Generic[A]):
 
     def cancel(self) -> bool:
         """End the call that changes state, or else the readonly ones; interleaved ones only look on."""
-        calls = [
-            turn for turn in self.running if turn.performer is not None and not turn.interleaved
-        ]  # hooks have none
+        # Hooks have no performer.
+        calls = [turn for turn in self.running if turn.performer is not None and not turn.interleaved]
         calls = [turn for turn in calls if not turn.readonly] or calls
         for turn in calls:
             turn.abort(TurnCancelledError(f"{self._who}: the call was cancelled and rolled back"), doomed=False)
