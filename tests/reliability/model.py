@@ -96,6 +96,7 @@ class Plain(Agent, name="plain"):
         for step in operation.rest:
             await operation.step(self, step)
         operation.seal(self)
+        operation.ended = True
 
     def _add(self, mark: int) -> None:
         self.marks.append(mark)
@@ -325,11 +326,10 @@ class Operation:
             self.world.must_be_durable(self, self.base, "an error")
         if not self.process.gated or type(error) not in NOTHING_STORED or self.nested:
             return
-        if self.kind == "items":  # what its items saw is stored, taken by the consumer or not
-            stored = self.world.durable.union(self.world.disk_marks.get(self.key, ()))
+        if self.ended or not isinstance(error, ClosedError):  # else close() ended it: what it committed may yet be stored
+            # What its items saw is stored, taken by the consumer or not.
+            stored = self.world.durable.union(self.world.disk_marks.get(self.key, ())) if self.kind == "items" else ()
             self._none([mark for mark in self.sealed if mark not in stored])
-        elif self.ended or not isinstance(error, ClosedError):
-            self._none(self.sealed)
 
     def _none(self, marks: list[int]) -> None:
         world = self.world

@@ -22,8 +22,9 @@ from proofs import Proof
 from recorders import Log, RecordingFiles, RecordingVFS, recorded_files, recorded_sqlite
 
 from overwinter.errors import CorruptRecordError, OverwinterError
-from overwinter.stores import FileStore, SQLiteStore, Store, _file_folder, _sqlite_db, _sqlite_worker
+from overwinter.stores import FileStore, SQLiteStore, Store, Stored, _file_folder, _sqlite_db, _sqlite_worker
 from overwinter.stores import file as file_store
+from overwinter.stores._file_frame import name_of, pack
 
 AT_ONCE = 8
 ROUNDS = (0, 2, 8)  # of changes in a life: the opening and the closing are to be cut off as well
@@ -124,10 +125,15 @@ async def sign_of(kind: Kind, base: Path, case: Case) -> str:
         return str(error)
     for key, outcomes in case.allowed.items():
         if found[key] not in outcomes:
-            return "lost" if found[key] == kind.nothing else "old"
+            return "lost" if found[key] == kind.nothing else "torn" if is_torn(found[key], outcomes) else "old"
     sign = kind.inspect(base)
     shutil.rmtree(base)
     return sign
+
+
+def is_torn(found: Any, outcomes: list[Any]) -> bool:
+    """Whether it is what was put, but for its data, whose checksum is the record's own and not the store's."""
+    return isinstance(found, Stored) and found.revision in [put.revision for put in outcomes if put is not None]
 
 
 async def live(kind: Kind, base: Path, disk: Disk, chance: random.Random, rounds: int) -> Log:
@@ -240,6 +246,18 @@ def test_a_disk_may_be_left_in_every_way_that_fsync_allows(proof):
     disk.follow("flush folder", ".")
     disk.follow("unlink", "b")
     assert {tuple(disk.lose_power(chance).items()) for _ in range(100)} == {(), (("b", File(one + two)),)}
+
+
+@pytest.mark.parametrize(
+    ("data", "revision", "sign"),
+    [(b"new", b"2", ""), (b"\0\0\0", b"2", "torn"), (b"new", b"1", "old"), (b"", b"2", "torn")],
+)
+async def test_what_is_wrong_with_a_disk_is_called_by_its_name(in_memory, data, revision, sign):
+    key = KEYS[0]
+    name = name_of(key)
+    disk = {"s": None, f"s/{name[:2]}": None, f"s/{name[:2]}/{name}": File(pack(key, revision, 3) + data)}
+    allowed: Allowed = {other: [None] for other in KEYS} | {key: [None, Stored(b"new", b"2")]}
+    assert await sign_of(FILES, in_memory / "disk", Case(disk, allowed, 0, lost=False, name=None)) == sign
 
 
 class NeverFlushesFiles(RecordingFiles):

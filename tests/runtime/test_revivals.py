@@ -497,3 +497,22 @@ async def test_a_delete_ends_interleaved_calls_before_the_next_life_begins():
         await manager.delete("a")
         assert isinstance(await outcome(peek), AgentDeletedError)
         assert await outcome(manager.call("a", Peeked.add)) == 1
+
+
+async def test_a_save_that_begins_as_the_agent_leaves_is_done_before_it_has_left():
+    class Grumpy(Agent):
+        async def on_stop(self) -> None:
+            raise ValueError("no")
+
+    store, seen = FaultyStore(MemoryStore()), reports()
+    async with InstanceManager(Grumpy, store=store) as manager:
+        await manager.get("a")
+        gate = store.hold("put")
+        stop = asyncio.create_task(manager.stop("a"))
+        save = asyncio.create_task(manager.save("a"))
+        await rest()
+        assert not stop.done()
+        gate.release()
+        assert [await outcome(stop), await outcome(save)] == [None, None]
+        assert await stored(store.inner, Grumpy, "a") is not None
+    assert [type(report["exception"]) for report in seen] == [ValueError]

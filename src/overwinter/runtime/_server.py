@@ -142,17 +142,17 @@ class AgentServer(Arriving[A]):
                 turn.abort(TurnCancelledError(f"{self._who}: it was ended, for the agent leaves"), doomed=False)
             await self.emptied()
         effects = await self._on_stop()
-        if effects is not None:
-            try:
+        try:
+            if effects is not None:
                 self._seal()
-                await self.ledger.persist()
-                self.ledger.when_durable(self.ledger.cur, effects)
-            except OverwinterError as error:
-                if not self.ledger.lost and not isinstance(error, AgentStateError):
-                    self.last_error = type(error)
-                    await self._revive()
-                    raise
-                self.home.report(self.key, error, "what on_stop changed could not be kept")
+            await self.ledger.persist()  # what a save() began as this did, too
+            self.ledger.when_durable(self.ledger.cur, effects or [])
+        except OverwinterError as error:
+            if not self.ledger.lost and not isinstance(error, AgentStateError):
+                self.last_error = type(error)
+                await self._revive()
+                raise
+            self.home.report(self.key, error, "what on_stop changed could not be kept")
         self._left()
 
     async def _revive(self) -> None:
