@@ -211,8 +211,11 @@ class Ledger(Gate):
         clock, interval = self._terms.clock, self._terms.interval
         if interval is not None and self._timer is None and not self.clean and not self.lost:
             since = self.dirty_since if self._flight is None else self._since
-            passed = 0.0 if since is None else clock.time() - since
-            self._timer = clock.call_at(clock.monotonic() + interval - min(max(passed, 0.0), interval), self._on_timer)
+            passed = 0.0 if since is None else max(clock.time() - since, 0.0)
+            if passed < interval:
+                self._timer = clock.call_at(clock.monotonic() + interval - passed, self._on_timer)
+            else:
+                self.flush()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
