@@ -27,6 +27,7 @@ class AgentSystem:
         self._store, self._context = store, context
         self._managers: list[InstanceManager[Any]] = []
         self._open = self._closed = False
+        self._opening: asyncio.Future[None] | None = None
         self._close_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -53,8 +54,16 @@ class AgentSystem:
 
     async def open(self) -> None:
         """Open the store and all managers made so far."""
-        if self._open or self._closed:
+        if self._open or self._closed or self._opening is not None:
             raise UsageError("this AgentSystem was opened before: make a new one")
+        self._opening = asyncio.get_running_loop().create_future()
+        try:
+            await self._open_all()
+        finally:
+            self._opening.set_result(None)
+            self._opening = None
+
+    async def _open_all(self) -> None:
         if self._store is not None:
             await self._store.__aenter__()
         opened: list[InstanceManager[Any]] = []
@@ -78,6 +87,8 @@ class AgentSystem:
         for manager in self._managers:
             if manager._door.loop is not None:
                 manager._check_place()
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
         if self._open:
             self._open, self._closed = False, True
             self._close_task = asyncio.get_running_loop().create_task(self._close(deadline))

@@ -1,7 +1,7 @@
 """What goes on in a store before the power is lost, and what is read of it later; all that is told goes into a log.
 
 ("try", key, what) stands before a change was asked for, ("acknowledged", …) where it was told that it is done,
-("seen", …) where it was told what is there, and ("found", …) what was there at first.
+("refused", …) that it is not, ("seen", …) what is there, and ("found", …) what was there at first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from recorders import Log
 
 from overwinter import Agent, InstanceManager, readonly
+from overwinter.errors import OutcomeUnknownError, StoreUnavailableError
 from overwinter.stores import Expect, Store, Stored
 from overwinter.stores._file_frame import name_of
 
@@ -37,12 +38,19 @@ async def use_store(store: Store, log: Log, chance: random.Random, rounds: int) 
                 new = Stored(chance.randbytes(chance.choice(SIZES)), chance.randbytes(16))
             expected = Expect.ABSENT if old is None else old.revision
             log.append(("try", key, new))
-            if new is None:
-                await store.delete(key, expected=expected)
+            try:
+                if new is None:
+                    await store.delete(key, expected=expected)
+                else:
+                    await store.put(key, new.data, revision=new.revision, expected=expected)
+            except StoreUnavailableError:
+                log.append(("refused", key, new))
+            except OutcomeUnknownError:
+                base[key] = await store.get(key)
+                log.append(("seen", key, base[key]))
             else:
-                await store.put(key, new.data, revision=new.revision, expected=expected)
-            log.append(("acknowledged", key, new))
-            base[key] = new
+                log.append(("acknowledged", key, new))
+                base[key] = new
 
         async def look(key: str) -> None:
             log.append(("seen", key, await store.get(key)))

@@ -326,7 +326,9 @@ class Operation:
             self.world.must_be_durable(self, self.base, "an error")
         if not self.process.gated or type(error) not in NOTHING_STORED or self.nested:
             return
-        if self.ended or not isinstance(error, ClosedError):  # else close() ended it: what it committed may yet be stored
+        if self.ended or not isinstance(
+            error, ClosedError
+        ):  # else close() ended it: what it committed may yet be stored
             # What its items saw is stored, taken by the consumer or not.
             stored = self.world.durable.union(self.world.disk_marks.get(self.key, ())) if self.kind == "items" else ()
             self._none([mark for mark in self.sealed if mark not in stored])

@@ -2,12 +2,13 @@
 
 It follows a log of steps, which a store's recorder (recorders.py) writes in an order in which they may have happened:
 
-    create PATH · write PATH OFFSET DATA · truncate PATH SIZE · stamp PATH TIME · flush PATH
+    create PATH · write PATH OFFSET DATA · truncate PATH SIZE · stamp PATH TIME · flush PATH · flush failed PATH
     make PATH · rename PATH NEW · unlink PATH · flush folder PATH
 
 Nothing is taken for granted but what POSIX says of fsync: names may be kept without data and data without names, later
 changes without earlier ones, a size without what was written up to it, a rename by halves; and a sector that was never
-flushed may hold what another file left there. A sector is new up to some point and old behind it, at worst.
+flushed may hold what another file left there. A sector is new up to some point and old behind it, at worst. After a
+flush that failed, only what is written again is flushed by the next one: the kernel calls the rest clean.
 """
 
 from __future__ import annotations
@@ -101,6 +102,9 @@ class Inode:
         padded = file.data + bytes(-len(file.data) % SECTOR)
         self._sectors = [Cell(padded[start : start + SECTOR]) for start in range(0, len(padded), SECTOR)]
         self._flushed: File | None = file
+        self._stuck: set[Cell] = set()
+        """What no flush takes with it any more."""
+        self._reach = 0  # how far was written since the last flush
 
     def write(self, moment: int, offset: int, data: bytes) -> None:
         self._flushed = None
@@ -112,23 +116,39 @@ class Inode:
             low, high = max(offset - start, 0), min(end - start, SECTOR)
             piece = data[start + low - offset : start + high - offset]
             cell.change(moment, cell.last[:low] + piece + cell.last[high:])
+            self._stuck.discard(cell)
         if end > self._size.last:
             self._size.change(moment, end)
+        self._reach = max(self._reach, end)
 
     def truncate(self, moment: int, size: int) -> None:
         self._flushed = None
         for number in range(size // SECTOR, len(self._sectors)):
             cell = self._sectors[number]
             cell.change(moment, cell.last[: max(size - number * SECTOR, 0)].ljust(SECTOR, b"\0"))
+            self._stuck.discard(cell)
         self._size.change(moment, size)
+        self._stuck.discard(self._size)
 
     def stamp(self, moment: int, time: int) -> None:
         self._flushed = None
         self._time.change(moment, time)
 
+    def fail_to_flush(self) -> None:
+        self._stuck.update(self.unsure())
+        self._reach = 0
+
     def flush(self) -> None:
+        if self._size in self._stuck:
+            self._size.values = [max(size, self._reach) for size in self._size.values]
+            if min(self._size.values) == self._size.last:
+                self._stuck.discard(self._size)
+        self._reach = 0
         for cell in self.unsure():
-            cell.settle()
+            if cell not in self._stuck:
+                cell.settle()
+        if self._stuck:
+            return
         size = self._size.last
         self._flushed = File(b"".join(cell.last for cell in self._sectors)[:size].ljust(size, b"\0"), self._time.last)
 
@@ -174,7 +194,12 @@ class Disk:
             if path not in self._names or self._names[path].last is None:
                 self._name(path, self._new(File(b"")))  # a lock file, which was made behind the recorder's back
             inode = self._inodes[self._names[path].last]
-            inode.flush() if step == "flush" else getattr(inode, step)(self._now, *rest)
+            if step == "flush":
+                inode.flush()
+            elif step == "flush failed":
+                inode.fail_to_flush()
+            else:
+                getattr(inode, step)(self._now, *rest)
 
     def _name(self, path: str, number: int | None) -> None:
         self._names.setdefault(path, Cell(None)).change(self._now, number)

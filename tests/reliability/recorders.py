@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import os
@@ -56,9 +57,17 @@ class RecordingFiles(Files):
         self.note("stamp", self.path(descriptor), nanoseconds)
 
     def fsync(self, descriptor):
-        super().fsync(descriptor)
         path = self.path(descriptor)
-        self.note("flush folder" if Path(self._base, path).is_dir() else "flush", path)
+        folder = Path(self._base, path).is_dir()
+        if not folder and self.fails():
+            self.note("flush failed", path)
+            raise OSError(errno.EIO, "the flush failed")
+        super().fsync(descriptor)
+        self.note("flush folder" if folder else "flush", path)
+
+    def fails(self) -> bool:
+        """Whether the next flush of a file fails. After one of a folder that failed a file system does nothing more."""
+        return False
 
     def rename(self, old, new, folder):
         super().rename(old, new, folder)
@@ -81,6 +90,16 @@ class RecordingVFS(apsw.VFS):
 
     def note(self, step: str, path: str, *rest: Any) -> None:
         self.log.append((step, path, *rest))
+
+    def fails(self) -> bool:
+        """Whether the next flush of a file fails."""
+        return False
+
+    def flush(self, path: str, error: Exception) -> None:
+        if self.fails():
+            self.note("flush failed", path)
+            raise error
+        self.note("flush", path)
 
     def xOpen(self, name, flags):
         return RecordingFile(self, name, flags) if name else apsw.VFSFile("", None, flags)  # a temporary one
@@ -113,7 +132,7 @@ class RecordingFile(apsw.VFSFile):
 
     def xSync(self, flags):
         super().xSync(flags)
-        self._vfs.note("flush", self.path)
+        self._vfs.flush(self.path, apsw.exception_for(apsw.SQLITE_IOERR_FSYNC))
         if self.flushes_folder:
             self._vfs.note("flush folder", ".")
             self.flushes_folder = False
@@ -135,7 +154,7 @@ def recorded_sqlite(
 ) -> Iterator[SQLiteStore]:
     """A SQLiteStore in *base*, on a disk that held what was *found*."""
     vfs = kind(log, base)
-    flush, connect = os.fsync, apsw.Connection
+    flush, write, connect = os.fsync, os.pwrite, apsw.Connection
 
     def fsync(descriptor: int) -> None:
         flush(descriptor)
@@ -143,12 +162,20 @@ def recorded_sqlite(
         if path == base:
             vfs.note("flush folder", ".")
         elif path.parent == base:
-            vfs.note("flush", path.name)
+            vfs.flush(path.name, OSError(errno.EIO, "the flush failed"))
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        written = write(descriptor, data, offset)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.parent == base:
+            vfs.note("write", path.name, offset, data[:written])
+        return written
 
     if "a.db" not in found:
         vfs.note("create", "a.db")  # which the store does by itself, and flushes the folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "pwrite", pwrite)
         patch.setattr(apsw, "Connection", functools.partial(connect, vfs=vfs.name))
         yield SQLiteStore(base / "a.db")
     vfs.unregister()

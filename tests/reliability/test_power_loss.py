@@ -21,14 +21,14 @@ from power import FOREIGN, Disk, File, State, put_on
 from proofs import Proof
 from recorders import Log, RecordingFiles, RecordingVFS, recorded_files, recorded_sqlite
 
-from overwinter.errors import CorruptRecordError, OverwinterError
+from overwinter.errors import CorruptRecordError, OutcomeUnknownError, OverwinterError, StoreUnavailableError
 from overwinter.stores import FileStore, SQLiteStore, Store, Stored, _file_folder, _sqlite_db, _sqlite_worker
 from overwinter.stores import file as file_store
 from overwinter.stores._file_frame import name_of, pack
 
 AT_ONCE = 8
 ROUNDS = (0, 2, 8)  # of changes in a life: the opening and the closing are to be cut off as well
-TOLD = ("try", "acknowledged", "seen", "found")
+TOLD = ("try", "acknowledged", "refused", "seen", "found")
 
 Allowed = dict[str, list[Any]]
 """What may be found under a key after a power loss: what was told last, then what was tried since."""
@@ -52,6 +52,8 @@ class Kind(NamedTuple):
     look: Callable[[Store], Awaitable[dict[str, Any]]] = read_store
     nothing: Any = None
     """What an empty disk holds under each key."""
+    trouble: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    """What may end a life."""
 
 
 def leftovers(base: Path) -> str:
@@ -89,6 +91,8 @@ def follow(disk: Disk, allowed: Allowed, log: Log) -> Iterator[int]:
             allowed[key] += rest
         elif step == "acknowledged":
             allowed[key] = rest
+        elif step == "refused":
+            allowed[key].remove(*rest)
         elif step == "found":
             assert rest[0] in allowed[key], f"{key}: not what it was before"
             allowed[key] = rest
@@ -140,7 +144,7 @@ async def live(kind: Kind, base: Path, disk: Disk, chance: random.Random, rounds
     """What happens on a disk as it is now."""
     log: Log = []
     put_on(base, disk.whole())
-    with kind.recorded(base, disk.whole(), log) as store:
+    with kind.recorded(base, disk.whole(), log) as store, kind.trouble:
         await kind.use(store, log, chance, rounds)
     shutil.rmtree(base)
     return log
@@ -200,6 +204,48 @@ async def prove(kind: Kind, base: Path, keep: Path, proof: Proof, turns: int) ->
 @pytest.mark.parametrize("kind", [FILES, SQLITE], ids=["files", "sqlite"])
 async def test_a_power_loss_at_any_moment_takes_nothing_that_was_told(in_memory, tmp_path, proof, kind):
     await prove(kind, in_memory, tmp_path, proof, proof.size(run=2, long=25))
+
+
+class FailsToFlushFiles(RecordingFiles):
+    chance = random.Random(0)
+
+    def fails(self):
+        return self.chance.random() < 0.1
+
+
+class FailsToFlushDatabases(RecordingVFS):
+    chance = random.Random(0)
+
+    def fails(self):  # before there is a log it is made, by a journal of SQLite's own, and nothing is in it
+        return Path(self.base, "a.db-wal").exists() and self.chance.random() < 0.1
+
+
+def failing(kind: Kind) -> Kind:
+    disk = FailsToFlushFiles if kind is FILES else FailsToFlushDatabases
+    trouble = contextlib.suppress(StoreUnavailableError, OutcomeUnknownError)  # it can't be opened, or read
+    return kind._replace(recorded=functools.partial(kind.recorded, kind=disk), trouble=trouble)
+
+
+@pytest.mark.parametrize("kind", [FILES, SQLITE], ids=["files", "sqlite"])
+async def test_a_power_loss_after_flushes_that_failed_takes_nothing_that_was_told(in_memory, tmp_path, proof, kind):
+    await prove(failing(kind), in_memory, tmp_path, proof, proof.size(run=1, long=25))
+
+
+@pytest.mark.parametrize("kind", [FILES, SQLITE], ids=["files", "sqlite"])
+async def test_what_a_failed_flush_left_is_not_built_upon(in_memory, proof, kind):
+    chance = proof.chance()
+    kills = proof.size(run=10, long=100)
+    while kills > 0:
+        log = await live(failing(kind), in_memory / "first", Disk({}), chance, rounds=4)
+        for moment in [moment for moment, (step, *_) in enumerate(log) if step == "flush failed"]:
+            disk, allowed = Disk({}), {key: [kind.nothing] for key in KEYS}
+            exhaust(follow(disk, allowed, log[: moment + 1]))
+            again = await live(kind, in_memory / "second", disk, chance, rounds=2)
+            left = {case.name: case for case in cases(disk, allowed, again, chance, 20)}
+            for case in left.values():
+                assert await sign_of(kind, in_memory / "disk", case) == "", f"after a kill at step {moment}"
+            proof.count(kills=1, disks=len(left))
+            kills -= 1
 
 
 @pytest.mark.parametrize("kind", CALLS, ids=["files", "sqlite"])

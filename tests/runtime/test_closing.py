@@ -503,3 +503,29 @@ async def test_a_manager_that_is_closed_while_it_opens_owns_nothing():
     assert isinstance(await outcome(opening), ClosedError)
     async with InstanceManager(Counter, store=store, owner_wait=0) as others:
         assert await outcome(others.call("ada", Counter.increment)) == 1
+
+
+class SlowToOpen(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def open(self) -> None:
+        await self.gate.wait()
+
+
+async def test_a_system_that_is_closed_while_it_opens_is_closed_when_that_is_done():
+    store = SlowToOpen()
+    system = AgentSystem(store=store)
+    counters = system.manager(Counter)
+    opening = asyncio.create_task(system.open())
+    await rest()
+    assert isinstance(await outcome(system.open()), UsageError)
+    closing = asyncio.create_task(system.close())
+    await rest()
+    assert not closing.done()
+    store.gate.set()
+    assert [await outcome(opening), await outcome(closing)] == [None, None]
+    with pytest.raises(ClosedError):
+        await counters.call("ada", Counter.increment)
+    assert store._leases == 0

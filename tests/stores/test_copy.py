@@ -394,3 +394,12 @@ async def test_misuse_is_an_error():
     deaf.keys = lambda prefix: Store.keys(deaf, prefix)
     with pytest.raises(UsageError, match="can't list its keys"):
         await copy_records(deaf, target)
+
+
+async def test_a_record_whose_revision_no_store_could_keep_is_unreadable_and_keeps_nothing_else_from_being_copied():
+    source, target = await pair()
+    source.inner._records["b"] = Stored(b"data", bytes(256))
+    with pytest.raises(CopyError) as caught:
+        await copy_records(source, target)
+    assert caught.value.result.unreadable_keys == ("b",)
+    assert set(await content(target.inner)) == {"a", "c"}

@@ -14,10 +14,11 @@ from overwinter.errors import (
     CorruptRecordError,
     InvalidKeyError,
     RevisionConflictError,
+    StateTooLargeError,
     StoreUnavailableError,
     UsageError,
 )
-from overwinter.stores import Durability, Expect, FileStore, Stored, _file_folder
+from overwinter.stores import Durability, Expect, FileStore, Stored, _file_folder, _file_writer
 from overwinter.stores._file_frame import name_of, pack
 from overwinter.stores._file_layer import Files
 
@@ -230,6 +231,40 @@ async def test_a_file_of_somebody_else_is_corrupt(tmp_path):
         await create(store, "key")
         os.chown(file_of(store, "key"), 65534, 65534)
         await spoiled(store, "belongs to user 65534")
+
+
+async def test_a_file_that_is_larger_than_a_record_is_corrupt_and_is_not_read(tmp_path):
+    async with FileStore(tmp_path / "s") as store:
+        for key in "abc":
+            await create(store, key)
+        head = pack("b", b"r" * 16, 1 << 40)
+        with file_of(store, "b").open("wb") as file:
+            file.write(head)
+            file.truncate(len(head) + (1 << 40))
+        found = await asyncio.gather(*map(store.get, "abc"), return_exceptions=True)
+        assert [isinstance(one, CorruptRecordError) for one in found] == [False, True, False]
+
+
+async def test_a_record_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(_file_writer, "MAX_DATA", 100)
+    async with FileStore(tmp_path / "s") as store:
+        with pytest.raises(StateTooLargeError, match="101 bytes"):
+            await create(store, "key", bytes(101))
+        await create(store, "key", bytes(100))
+
+
+async def test_a_record_that_memory_does_not_suffice_for_fails_alone(tmp_path, calls):
+    def read(descriptor: int, size: int, offset: int) -> bytes:
+        if offset:
+            raise MemoryError
+        return os.pread(descriptor, size, offset)
+
+    async with FileStore(tmp_path / "s") as store:
+        for key in "abc":
+            await create(store, key, bytes(20000 if key == "b" else 1))
+        calls.read = read
+        found = await asyncio.gather(*map(store.get, "abc"), return_exceptions=True)
+        assert [isinstance(one, StoreUnavailableError) for one in found] == [False, True, False]
 
 
 async def test_a_file_that_ends_too_soon_while_it_is_read(tmp_path, calls):

@@ -132,8 +132,14 @@ async def test_a_server_that_throws_keys_away_is_refused_unless_that_is_fine(pri
     settings(maxmemory="100mb")
     with pytest.raises(UsageError, match=r"allkeys-lru.*noeviction"):
         await opened(RedisStore(private.url))
+    store = RedisStore(private.url, allow_eviction=True)
     with pytest.warns(UserWarning, match="promises nothing"):
-        assert await opened(RedisStore(private.url, allow_eviction=True)) is Durability.NONE
+        assert await opened(store) is Durability.NONE
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="promises nothing"):
+            await opened(store)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
     settings(maxmemory_policy="noeviction")
     async with RedisStore(private.url, connections=1) as store:
         settings(maxmemory_policy="volatile-ttl")

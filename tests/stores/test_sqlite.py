@@ -173,8 +173,11 @@ async def test_a_bug_of_ours_is_told_and_the_thread_lives_on(tmp_path, monkeypat
     async with SQLiteStore(tmp_path / "a.db") as store:
         with monkeypatch.context() as patched:
             patched.setattr(_sqlite_worker.Writer, "_transact", lambda self, batch: 1 / 0)
+            patched.setattr(_sqlite_reader.Reader, "_do", lambda self, job: 1 / 0)
             with pytest.raises(OutcomeUnknownError, match="ZeroDivisionError"):
                 await create(store, "key")
+            with pytest.raises(StoreUnavailableError, match="ZeroDivisionError"):
+                await store.get("key")
         await create(store, "key")
 
 

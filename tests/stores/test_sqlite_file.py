@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import threading
@@ -12,6 +13,7 @@ from storing import create, open_files, sqlite
 from overwinter.errors import (
     ClosedError,
     CorruptRecordError,
+    RevisionConflictError,
     StoreUnavailableError,
     UsageError,
 )
@@ -74,6 +76,14 @@ async def test_a_folder_is_no_file(tmp_path):
 
 async def test_a_missing_folder(tmp_path):
     await refused(SQLiteStore(tmp_path / "no" / "a.db"), UsageError, "no folder .* create it first")
+
+
+async def test_a_folder_that_everybody_may_write_to_is_refused_unless_it_is_sticky(tmp_path):
+    tmp_path.chmod(0o777)
+    await refused(SQLiteStore(tmp_path / "a.db"), UsageError, "every user may write to")
+    tmp_path.chmod(0o1777)
+    async with SQLiteStore(tmp_path / "a.db") as store:
+        await create(store, "key")
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-lock", "-turnstile"])
@@ -141,13 +151,14 @@ async def test_a_log_without_its_database_is_kept(tmp_path):
     assert (tmp_path / "a.db-wal").read_bytes() == b"acknowledged changes"
 
 
-async def test_a_file_that_was_replaced_takes_no_more_puts(tmp_path):
+async def test_a_file_that_was_replaced_takes_no_more_puts_and_is_not_read(tmp_path):
     path = tmp_path / "a.db"
     async with SQLiteStore(path) as store:
         await create(store, "before")
         path.rename(tmp_path / "moved.db")
-        with pytest.raises(StoreUnavailableError, match="moved or replaced"):
-            await create(store, "lost")
+        for attempt in (create(store, "lost"), store.get("before"), store.head("before"), store.count()):
+            with pytest.raises(StoreUnavailableError, match="moved or replaced"):
+                await attempt
         (tmp_path / "moved.db").rename(path)
         await create(store, "after")
 
@@ -166,3 +177,17 @@ async def test_damaged_pages_are_not_absent(tmp_path):
                 await store.get(f"key {number}")
             with pytest.raises(CorruptRecordError):
                 await create(store, f"key {number}")
+
+
+@pytest.mark.parametrize(("column", "verb"), [("data", "get"), ("revision", "get"), ("revision", "head")])
+async def test_text_that_is_no_utf8_is_corrupt_and_hides_nothing_beside_it(tmp_path, ask, column, verb):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as store:
+        for key in "abc":
+            await create(store, key)
+    sqlite(ask, path, f"UPDATE agents SET {column} = CAST(x'ff' AS TEXT) WHERE key = 'b'")
+    async with SQLiteStore(path) as store:
+        found = await asyncio.gather(*(getattr(store, verb)(key) for key in "abc"), return_exceptions=True)
+        assert [isinstance(one, CorruptRecordError) for one in found] == [False, True, False]
+        with pytest.raises(RevisionConflictError):
+            await create(store, "b")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from storing import new
 
 from overwinter.errors import StoreInUseError, StoreUnavailableError
 from overwinter.stores import Expect, SQLiteStore, _sqlite_db
-from overwinter.stores._flock import FairLock
+from overwinter.stores._flock import FairLock, LockFile
 from overwinter.testing import until
 
 WRITER = """
@@ -403,3 +404,37 @@ def test_a_folder_without_the_right_to_write(ask):
         assert re.search(r"a\.db can't be created \(Permission denied\).*may write to", ask(code, f"{folder}/a.db"))
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_disk_that_hangs_as_a_lock_file_is_opened_holds_up_no_other(tmp_path, monkeypatch):
+    hangs, goes_on, real = threading.Event(), threading.Event(), os.open
+
+    def slow(path, *rest, **more):
+        descriptor = real(path, *rest, **more)
+        if path == str(tmp_path / "slow"):
+            hangs.set()
+            assert goes_on.wait(10)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", slow)
+    lock = LockFile(str(tmp_path / "slow"))
+    thread = threading.Thread(target=lock.open)
+    thread.start()
+    assert hangs.wait(10)
+    other = LockFile(str(tmp_path / "other"))
+    other.open()
+    pid = os.fork()  # between the opening and the noting: the child must not have a copy of what is locked later
+    if not pid:
+        time.sleep(30)
+        os._exit(0)
+    try:
+        goes_on.set()
+        thread.join()
+        assert lock.try_lock()
+        lock.close()
+        again = LockFile(str(tmp_path / "slow"))
+        again.open()
+        assert again.try_lock()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

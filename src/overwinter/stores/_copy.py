@@ -142,6 +142,8 @@ class _Copying:
         stored = await self.source.in_time(self.source.get(key))
         if stored is None:
             return replace(self.so_far, gone=self.so_far.gone + 1)
+        if not 0 < len(stored.revision) < 256:
+            raise CorruptRecordError(f"the record of {key!r} has no revision that a store could keep")
         if not await self._stored(key, stored, Expect.ABSENT if there is None else there):
             return self._conflict(key)
         size = self.so_far.size + len(stored.data)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import struct
 
-__all__ = ["MAX_KEY", "MAX_REVISION", "DamagedError", "head_size", "key_in", "name_of", "pack", "unpack"]
+__all__ = ["MAX_DATA", "MAX_KEY", "MAX_REVISION", "DamagedError", "head_size", "key_in", "name_of", "pack", "unpack"]
 
 MAX_KEY, MAX_REVISION = 65535, 255  # bytes
+MAX_DATA = 1_000_000_000  # bytes, as in SQLite: more is no record, and is not read into memory
 
 _MAGIC = b"\x89OWF"
 _FORMAT = 1
@@ -55,6 +56,8 @@ def unpack(start: bytes, total: int, key: str) -> tuple[bytes, int]:
         raise DamagedError(f"is torn: it has {total} bytes and should have {begin + size}")
     if found != key.encode():
         raise DamagedError("holds another key")
+    if size > MAX_DATA:
+        raise DamagedError(f"has {size:,} bytes, more than a record can have")
     return revision, begin
 
 

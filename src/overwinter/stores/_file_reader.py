@@ -56,6 +56,8 @@ class FileReader:
                     refuse_late(job, shard, self._timeout)
         except (OverwinterError, OSError) as error:
             refuse(job, error, self._folder.path)
+        except MemoryError:  # of one large record; those beside it need not suffer
+            job.refuse(StoreUnavailableError(f"there is no memory to read {job.subject} of {self._folder.path}"))
 
     def _answer(self, job: Job, shard: Shard, name: str) -> None:
         if job.verb == "keys":

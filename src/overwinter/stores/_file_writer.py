@@ -11,9 +11,9 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from ..errors import OutcomeUnknownError, OverwinterError, UsageError
+from ..errors import OutcomeUnknownError, OverwinterError, StateTooLargeError, UsageError
 from ._file_folder import Folder, Shard, temporary_name
-from ._file_frame import name_of, pack
+from ._file_frame import MAX_DATA, name_of, pack
 from ._file_layer import Files, definite
 from ._file_reader import IN_LINE, refuse, refuse_late
 from ._file_record import load
@@ -142,6 +142,10 @@ class FileWriter:
         return not job.answered
 
     def _draft(self, shard: Shard, job: Job) -> Draft:
+        if len(job.data) > MAX_DATA:
+            raise StateTooLargeError(
+                f"the record of key {job.key!r} has {len(job.data):,} bytes; a FileStore takes {MAX_DATA:,}"
+            )
         name = name_of(job.key)
         temporary = temporary_name(name)
         draft = Draft(job, name, temporary, self._files.create(temporary, shard.descriptor))

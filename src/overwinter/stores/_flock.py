@@ -27,7 +27,8 @@ _SHORTEST_NAP = 0.0002
 _LONGEST_NAP = 0.004  # a free lock is noticed within 4 ms; a shorter nap costs a core when many processes wait
 
 _descriptors: set[int] = set()
-_descriptors_guard = threading.Lock()  # also held over a fork, so that no descriptor is between open() and the set
+_descriptors_guard = threading.Lock()  # also held over a fork; never while the disk is waited for
+_forks = 0
 
 
 def _forget_in_child() -> None:
@@ -37,9 +38,25 @@ def _forget_in_child() -> None:
     _descriptors_guard.release()
 
 
-os.register_at_fork(
-    before=_descriptors_guard.acquire, after_in_parent=_descriptors_guard.release, after_in_child=_forget_in_child
-)
+def _note_fork() -> None:
+    global _forks
+    _forks += 1
+    _descriptors_guard.release()
+
+
+os.register_at_fork(before=_descriptors_guard.acquire, after_in_parent=_note_fork, after_in_child=_forget_in_child)
+
+
+def _open(path: str, flags: int, inside: int | None) -> int:
+    """Open a file whose descriptor no child keeps: it would keep what is locked with it."""
+    while True:
+        forks = _forks
+        descriptor = os.open(path, flags, 0o600, dir_fd=inside)
+        with _descriptors_guard:
+            if forks == _forks:
+                _descriptors.add(descriptor)
+                return descriptor
+        os.close(descriptor)  # a child has it, and can't know of it: what it has is never locked
 
 
 def check_owned(path: str) -> bool:
@@ -86,9 +103,7 @@ class LockFile:
         """Create the file for its owner only, or open it: by its path, or by its *name* in an open folder."""
         flags = (os.O_RDONLY | os.O_DIRECTORY) if self._folder else (os.O_RDWR | os.O_CREAT)
         try:
-            with _descriptors_guard:
-                self.descriptor = os.open(name or self.path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=inside)
-                _descriptors.add(self.descriptor)
+            self.descriptor = _open(name or self.path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, inside)
             if not self._known:
                 refuse_strangers(self.path, os.fstat(self.descriptor), folder=self._folder)
         except OSError as error:

@@ -340,6 +340,7 @@ def blame(batch: list[Job], error: Exception) -> None:
                 job.refuse(type(error)(*error.args))
                 continue
             what = f"the store failed in a way it does not know ({type(error).__name__})"
-            unknown = OutcomeUnknownError(f"{what}; {job.subject}: please report this")
-            unknown.__cause__ = error
-            job.refuse(unknown)
+            kind = StoreUnavailableError if job.reads else OutcomeUnknownError
+            refusal = kind(f"{what}; {job.subject}: please report this")
+            refusal.__cause__ = error
+            job.refuse(refusal)

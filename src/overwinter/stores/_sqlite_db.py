@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..errors import CorruptRecordError, StateTooLargeError, StoreUnavailableErr
 from ._flock import check_owned
 
 __all__ = [
+    "MOVED",
     "busy",
     "code_name",
     "connect",
@@ -31,6 +33,7 @@ __all__ = [
     "refusal",
     "run",
     "worth_splitting",
+    "write_log_anew",
 ]
 
 APPLICATION_ID = 0x4F565754  # "OVWT", so that `file` and we can tell whose database it is
@@ -43,8 +46,12 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORMAT};
 COMMIT;
 """
+_PIECE = 1024 * 1024  # bytes of the log that are read at once
 _NAP = 0.005
 _SHORT_NAP = 0.001
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+MOVED = "{} was moved or replaced while in use: put it back, or restart"
 
 _connections: dict[int, apsw.Connection] = {}
 
@@ -72,6 +79,8 @@ def prepare(path: str) -> None:
     folder = Path(path).parent
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder} for the store {Path(path).name}: create it first")
+    if folder.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+        raise UsageError(f"every user may write to {folder}, and put files in the place of ours: chmod 700 it")
     for suffix in ("-wal", "-shm", "-journal"):
         check_owned(path + suffix)
     if check_owned(path):
@@ -101,7 +110,7 @@ def prepare(path: str) -> None:
 def identity(path: str) -> tuple[int, int] | None:
     """Which file is there now. What is written to a file that lost its name is acknowledged and gone."""
     try:
-        status = Path(path).stat()
+        status = os.stat(path)  # noqa: PTH116  # once per batch, and a Path takes longer than that
     except OSError:
         return None
     return status.st_dev, status.st_ino
@@ -118,30 +127,35 @@ def connect(path: str) -> apsw.Connection:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.wal_autocheckpoint(0)
         run(connection, "PRAGMA synchronous = FULL; PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF")
-        _flush_log(path)
     except BaseException:
         disconnect(connection)
         raise
     return connection
 
 
-def _flush_log(path: str) -> None:
-    """Make durable what a writer that was killed had written to the log and not flushed yet.
+def write_log_anew(connection: apsw.Connection, path: str, deadline: float) -> None:
+    """Make durable what is in the log, left by a writer that was killed before it was flushed, or whose flush failed.
 
-    Recovery takes it for committed and doesn't flush it: a get would tell what a power loss takes back. No POSIX lock
-    is on the log, so it may be opened here, and an fsync of what is flushed costs next to nothing.
+    Recovery takes it for committed and does not flush it: a get would tell, and a put be added to, what a power loss
+    takes back. To flush it is not enough, for after a flush that failed the kernel calls the pages clean. No POSIX
+    lock is on the log, so it may be opened here; SQLite's lock keeps others from changing it meanwhile.
     """
+    patiently(lambda: run(connection, "BEGIN IMMEDIATE"), deadline)
     try:
-        descriptor = os.open(f"{path}-wal", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(f"{path}-wal", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            if os.fstat(descriptor).st_size:
+            offset = 0
+            while part := os.pread(descriptor, _PIECE, offset):
+                offset += os.pwrite(descriptor, part, offset)
+            if offset:
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except FileNotFoundError:
-        return
     except OSError as error:
-        raise apsw.exception_for(apsw.SQLITE_IOERR_FSYNC) from error
+        code = apsw.SQLITE_FULL if error.errno in _DISK_FULL else apsw.SQLITE_IOERR_FSYNC
+        raise apsw.exception_for(code) from error
+    finally:
+        run(connection, "ROLLBACK")
 
 
 def run(connection: apsw.Connection, sql: str, values: Sequence[str | bytes | None] = ()) -> apsw.Cursor:
@@ -193,8 +207,6 @@ def _initialise(connection: apsw.Connection, path: str) -> None:
 
 
 # ---------------------------------------------------------------- what errors mean
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def code_name(error: Exception) -> str:

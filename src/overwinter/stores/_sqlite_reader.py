@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import apsw
 
-from ..errors import CorruptRecordError
+from ..errors import CorruptRecordError, StoreUnavailableError
 from . import _sqlite_db as db
 from ._jobs import Job
 from ._sqlite_listing import count_of, page_of
@@ -26,14 +26,20 @@ class Reader:
         self._path = path
         self._timeout = timeout
         self._connection: apsw.Connection | None = None
+        self._file: tuple[int, int] | None = None
 
     def start(self) -> None:
+        self._file = db.identity(self._path)
         try:
             self._connection = db.connect(self._path)
         except apsw.Error as error:
             raise db.refusal(error, self._path) from None
 
     def work(self, batch: list[Job]) -> None:
+        if db.identity(self._path) != self._file:
+            for job in batch:
+                job.refuse(StoreUnavailableError(db.MOVED.format(self._path)))
+            return
         # Those that wait go into one statement each for gets and heads. Where that fails, each job is tried by itself,
         # so that what is damaged or refused fails alone.
         for verb in _COLUMNS:
@@ -56,8 +62,8 @@ class Reader:
         except apsw.Error as error:
             job.refuse(db.refusal(error, self._path, job.subject))
             self._drop()
-        except UnicodeEncodeError as error:
-            job.refuse(db.refusal(error, self._path, job.subject))
+        except UnicodeDecodeError:
+            self._refuse_damaged(job, "text that is no UTF-8")
 
     def _connected(self) -> apsw.Connection:
         if self._connection is None:
@@ -93,14 +99,14 @@ class Reader:
             return
         _, revision, data = row
         if not isinstance(revision, bytes) or not isinstance(data, bytes):
-            kinds = f"{type(revision).__name__}, {type(data).__name__}"
-            job.refuse(
-                CorruptRecordError(
-                    f"the row of key {job.key!r} in {self._path} holds {kinds}, not bytes; it is left as is"
-                )
-            )
+            self._refuse_damaged(job, f"{type(revision).__name__}, {type(data).__name__}")
         else:
             job.answer(Stored(data, revision) if job.verb == "get" else revision)
+
+    def _refuse_damaged(self, job: Job, what: str) -> None:
+        job.refuse(
+            CorruptRecordError(f"the row of {job.subject} in {self._path} holds {what}, not bytes; it is left as is")
+        )
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

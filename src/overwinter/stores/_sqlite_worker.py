@@ -37,6 +37,7 @@ class Writer:
         self._timeout = timeout
         self._lock = FairLock(path)
         self._connection: apsw.Connection | None = None
+        self._anchor: apsw.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._log_pages = 0
         self._checkpoint_at = _CHECKPOINT_PAGES
@@ -57,6 +58,11 @@ class Writer:
         try:
             self._connection = db.connect(self._path)
             db.initialise(self._connection, self._path, deadline)
+            db.write_log_anew(self._connection, self._path, deadline)
+            # While somebody has it open, the index of the log stays, nobody recovers what a failed commit left there,
+            # and the next one overwrites it.
+            self._anchor = db.connect(self._path)
+            db.run(self._anchor, "SELECT count(*) FROM sqlite_schema").fetchall()
             self._watch_log(self._connection)
             self._file = db.identity(self._path)
             if self._file is None:  # or no write would ever find the file that it was opened with
@@ -64,6 +70,7 @@ class Writer:
                     f"{self._path} can't be looked at, or is gone: see the disk, and open it again"
                 )
         except apsw.Error as error:
+            self._drop()  # what is in the log may not be durable, and so must not be copied back by closing
             raise db.refusal(error, self._path) from None
         finally:
             self._lock.release()
@@ -78,7 +85,7 @@ class Writer:
             if self._file == db.identity(self._path):
                 self._transact(batch)
             else:
-                self._refuse_all(batch, f"{self._path} was moved or replaced while in use: put it back, or restart")
+                self._refuse_all(batch, db.MOVED.format(self._path))
         finally:
             self._lock.release()
 
@@ -101,6 +108,9 @@ class Writer:
         self._log_pages = 0
 
     def stop(self) -> None:
+        if self._anchor is not None:
+            db.disconnect(self._anchor)
+            self._anchor = None
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(StoreUnavailableError):  # without the lock the log stays, for the next who opens
@@ -255,7 +265,8 @@ def _put_all(connection: apsw.Connection, sql: str, puts: list[Job]) -> int:
 
 
 def _revision(connection: apsw.Connection, key: str) -> object:
-    return db.run(connection, "SELECT revision FROM agents WHERE key = ?", (key,)).get
+    sql = "SELECT revision FROM agents WHERE key = ? AND typeof(revision) = 'blob'"  # text need not even be UTF-8
+    return db.run(connection, sql, (key,)).get
 
 
 def _delete(connection: apsw.Connection, job: Job) -> bool:

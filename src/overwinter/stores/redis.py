@@ -132,16 +132,20 @@ class RedisStore(Store):
         """
         exchange = Exchange(self._door, self._connections)
         await super().in_time(exchange.open())
-        self._exchange = exchange
         self.durability = self._door.durability
+        if self.durability is Durability.NONE and self._asked is not Durability.NONE:
+            try:
+                warnings.warn(
+                    f"{self!r} promises nothing: {self._door.why}. Set appendonly yes and appendfsync always on "
+                    "the server; or say durability=, if you know better or losing agents is fine",
+                    stacklevel=2,
+                )
+            except Warning:  # who makes errors of warnings has no open store
+                await exchange.close(self.timeout)
+                raise
+        self._exchange = exchange
         if self._refresher is not None:
             self._refresher.start()
-        if self.durability is Durability.NONE and self._asked is not Durability.NONE:
-            warnings.warn(
-                f"{self!r} promises nothing: {self._door.why}. Set appendonly yes and appendfsync always on "
-                "the server; or say durability=, if you know better or losing agents is fine",
-                stacklevel=2,
-            )
 
     async def close(self) -> None:
         """Do what was begun, then hang up. A later ``async with`` opens it again."""
@@ -239,7 +243,7 @@ class RedisStore(Store):
         A server that shrinks its table meanwhile names keys twice. Those that were yielded are remembered, so beyond
         some 260,000 keys the server is scanned several times, for a part of the keys each.
         """
-        pattern = self._names.pattern(prefix)
+        pattern = self._of(prefix, self._names.pattern)
         parts = 1 + await self._ask("count", prefix, (b"DBSIZE",)) // _SEEN
         for part in range(parts):
             seen: set[bytes] = set()
@@ -281,8 +285,11 @@ class RedisStore(Store):
     # ------------------------------------------------------------ requests
 
     def _name(self, key: str) -> bytes:
+        return self._of(key, self._names.of)
+
+    def _of(self, key: str, name: Callable[[str], bytes]) -> bytes:
         try:
-            return self._names.of(key)
+            return name(key)
         except UnicodeEncodeError:
             raise InvalidKeyError("a key holds a lone surrogate: decode it as UTF-8 at its source") from None
 
