@@ -356,6 +356,46 @@ async def test_a_row_that_fails_fails_alone(url, table):
         assert await store.get("bad") is None
 
 
+@pytest.mark.parametrize(
+    ("error", "times", "told", "more"),
+    [
+        (psycopg.errors.SerializationFailure, 1, RevisionConflictError, 1),
+        (psycopg.errors.SerializationFailure, 100, StoreUnavailableError, 7),
+        (psycopg.errors.DataCorrupted, 1, RevisionConflictError, 1),
+        (psycopg.errors.DataCorrupted, 100, CorruptRecordError, 1),
+    ],
+)
+async def test_what_landed_is_not_sent_again_when_the_look_at_others_fails(
+    url, table, requests, monkeypatch, error, times, told, more
+):
+    """Somebody may have written on top of it by then, which would be called a conflict."""
+    async with opened(url, table) as store, opened(url, table) as other:
+        await store.put("stale", b"x", revision=b"r", expected=Expect.ABSENT)
+        requests.clear()
+        looks = 0
+        fetch = Link.fetch
+
+        async def fail(self, *arguments):
+            nonlocal looks
+            looks += 1
+            if looks == 1:
+                await other.put("a", b"on top", revision=b"s", expected=b"r")
+            if looks <= times:
+                raise error
+            return await fetch(self, *arguments)
+
+        monkeypatch.setattr(Link, "fetch", fail)
+        landed, stale = await asyncio.gather(
+            store.put("a", b"x", revision=b"r", expected=Expect.ABSENT),
+            store.put("stale", b"y", revision=b"s", expected=b"q"),
+            return_exceptions=True,
+        )
+        monkeypatch.setattr(Link, "fetch", fetch)
+        assert (landed, type(stale)) == (None, told)
+        assert requests == [2, 1] + [1] * more  # the second one is the other's
+        assert await store.get("a") == Stored(b"on top", b"s")
+
+
 async def test_what_fails_at_the_commit_is_not_acknowledged(url, table):
     """The rows of a request come before its commit: they are no promise yet."""
     async with opened(url, table) as store:

@@ -23,6 +23,7 @@ from overwinter.errors import (
 )
 from overwinter.stores import Durability, Expect, Stored
 from overwinter.stores._postgres_errors import connection_failed
+from overwinter.stores._postgres_link import Link
 from overwinter.stores.postgres import PostgresStore
 
 
@@ -351,6 +352,65 @@ async def test_a_silent_server_is_not_waited_for(private):
             stored = await store.head(f"k{number}")
             assert stored is None or type(outcome) is OutcomeUnknownError, "what was certainly not stored is there"
         assert [len(lane.carriers) for lane in store._lanes] == [2, 1, 1]
+
+
+class Gate:
+    """Connections that are made wait here."""
+
+    def __init__(self, monkeypatch):
+        self.open = asyncio.Event()
+        connect = Link.connect
+
+        async def wait(link):
+            if self.holds(link):
+                await self.open.wait()
+            return await connect(link)
+
+        monkeypatch.setattr(Link, "connect", wait)
+
+    def holds(self, link):
+        return not link.connected
+
+
+async def test_what_was_refused_while_its_connection_was_made_is_not_sent(url, table, monkeypatch):
+    async with PostgresStore(url, table=table, timeout=0.6, writers=1) as store:
+        await store.put("old", b"x", revision=b"o", expected=Expect.ABSENT)
+        for lane in store._lanes:
+            for link in lane.carriers:
+                link.discard()
+        gate = Gate(monkeypatch)
+        first = store.submit("first", b"x", revision=b"f", expected=Expect.ABSENT)
+        await asyncio.sleep(0.2)  # so the time of the next ones is over while their connection still has some
+        late = store.submit("late", b"x", revision=b"l", expected=Expect.ABSENT)
+        delete = asyncio.ensure_future(store.delete("old", expected=b"o"))
+        for write in (first, late, delete):
+            with pytest.raises(StoreUnavailableError, match="nothing was stored"):
+                await write
+        gate.open.set()
+        await store.put("next", b"x", revision=b"n", expected=Expect.ABSENT)  # behind them, on the same connection
+    assert sql(url, f"SELECT key FROM {table} WHERE data IS NOT NULL ORDER BY key") == [(b"next",), (b"old",)]
+
+
+async def test_what_is_late_when_its_connection_is_lost_just_before_it_is_sent_is_unknown(url, table, monkeypatch):
+    class Late(Gate):
+        looks = 0
+
+        def holds(self, link):
+            if not link.connected:
+                return False
+            self.looks += 1
+            if self.looks == 1:  # that of the round; the next one is that of the request
+                return False
+            link.discard()
+            return True
+
+    async with PostgresStore(url, table=table, timeout=0.6, writers=1) as store:
+        await store.put("old", b"x", revision=b"o", expected=Expect.ABSENT)
+        gate = Late(monkeypatch)
+        late = store.submit("late", b"x", revision=b"l", expected=Expect.ABSENT)
+        with pytest.raises(OutcomeUnknownError):
+            await late
+        gate.open.set()
 
 
 async def test_a_row_that_somebody_keeps_locked_holds_up_only_its_own_batch(url, table):

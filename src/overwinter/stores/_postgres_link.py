@@ -168,9 +168,10 @@ class Link:
         return await self._request(_WRITE, queries, writes=True)
 
     async def _request(self, prelude: bytes, queries: Sequence[Query], *, writes: bool) -> list[list[Row]]:
+        # First: a connection that died just now is made anew, and whose time ends meanwhile is sent all the same.
+        self.sent = self.sent or writes
         connection = await self.connect()
         self._warned = False
-        self.sent = self.sent or writes
         try:
             async with connection.pipeline():
                 cursors: list[AsyncCursor[Row]] = [

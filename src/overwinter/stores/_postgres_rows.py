@@ -120,10 +120,12 @@ class Rows:
             try:
                 left = await self._round(link, left)
             except Exception as error:  # noqa: BLE001  # every job gets its verdict, whatever the driver raised
+                several = len(left) > 1  # the error may be that of a row which is answered by now
+                left = _unanswered(left)  # what landed before a look that failed must not be sent again
                 if worth_repeating(error):
                     link.discard()  # and with it the plans that its session keeps
                     continue
-                if worth_splitting(error) and len(left) > 1:
+                if worth_splitting(error) and several:
                     middle = len(left) // 2
                     await self._write(link, left[:middle])
                     await self._write(link, left[middle:])
@@ -139,6 +141,7 @@ class Rows:
     async def _round(self, link: Link, writes: list[_Write]) -> list[_Write]:
         """One request, and for those it did not do, a look at what is there; return those worth another one."""
         await link.connect()  # before the first byte leaves, so that a refused connection stores nothing for sure
+        writes = _unanswered(writes)  # who waited too long for the connection was told that nothing is stored
         landed = await self._send(link, writes)
         losers = [write for write in writes if write.column not in landed]
         for write in writes:
@@ -209,6 +212,10 @@ class Rows:
             f"the row of key {job.key!r} in {self._where} is neither a record nor a tombstone: restore a backup; "
             "it is left as it is"
         )
+
+
+def _unanswered(writes: list[_Write]) -> list[_Write]:
+    return [write for write in writes if not write.job.answered]
 
 
 def _by_column(rows: list[Row]) -> dict[bytes, _Found]:
