@@ -251,6 +251,36 @@ async def test_a_key_that_is_no_text(url, table):
             [key async for key in store.keys("")]
 
 
+async def test_a_damaged_key_in_a_table_is_told_last(url, table, monkeypatch):
+    monkeypatch.setattr("overwinter.stores.postgres._PAGE", 3)
+    long = "b" * 1990
+    async with opened(url, table) as store:
+        for key in ("a", "b", long + "1" * 99, "c", "d", "e"):
+            await store.put(key, b"x", revision=b"r", expected=Expect.ABSENT)
+        for key in (b"b\xff", long.encode() + b"\xff"):
+            sql(url, f"INSERT INTO {table} (key, revision, data) VALUES (%s, 'r', 'd')", key)
+        seen = []
+
+        async def look():
+            async for key in store.keys():
+                seen.append(key)  # noqa: PERF401  # what was seen before the error counts
+
+        with pytest.raises(CorruptRecordError, match=r"2 rows in .* no UTF-8, all others were listed: .*; 62ff\."):
+            await look()
+        assert seen == ["a", "b", long + "1" * 99, "c", "d", "e"]
+        assert [key async for key in store.keys("c")] == ["c"]
+        assert [key async for key in store.keys(long + "1")] == [long + "1" * 99]  # nor can the damaged one begin so
+        assert await store.count() == 8
+
+
+async def test_a_prefix_that_no_key_can_begin_with_is_refused(url, table):
+    async with opened(url, table) as store:
+        with pytest.raises(InvalidKeyError, match="surrogate"):
+            [key async for key in store.keys("\ud800")]
+        with pytest.raises(InvalidKeyError, match="surrogate"):
+            await store.count("\ud800")
+
+
 # ---------------------------------------------------------------- damage
 
 

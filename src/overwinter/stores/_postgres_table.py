@@ -126,13 +126,9 @@ def column_of(key: bytes) -> bytes:
     return key if len(key) < _SHORT else key[:LONGEST_PREFIX] + hashlib.blake2b(key, digest_size=_HASH).digest()
 
 
-def key_of(column: bytes, long_key: bytes | None, where: str) -> str:
-    try:
-        return (column if long_key is None else long_key).decode()
-    except UnicodeDecodeError:
-        raise CorruptRecordError(
-            f"{where} holds a key that is no UTF-8 ({column[:40].hex()}…): it is not overwinter's; it is left as it is"
-        ) from None
+def key_of(column: bytes, long_key: bytes | None) -> bytes:
+    """The key of a row; it is no UTF-8 if the row isn't ours."""
+    return column if long_key is None else long_key
 
 
 # ---------------------------------------------------------------- set-up

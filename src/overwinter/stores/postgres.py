@@ -12,7 +12,15 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from ..errors import ClosedError, InvalidKeyError, StateTooLargeError, StoreError, StoreUnavailableError, UsageError
+from ..errors import (
+    ClosedError,
+    CorruptRecordError,
+    InvalidKeyError,
+    StateTooLargeError,
+    StoreError,
+    StoreUnavailableError,
+    UsageError,
+)
 from ._jobs import Job
 from ._postgres_errors import definite, judge
 from ._postgres_lane import Lane
@@ -24,6 +32,7 @@ from .base import Durability, Expect, Revision, Store, Stored, T
 __all__ = ["PostgresStore"]
 
 _PAGE = 1000
+_TOLD = 5  # rows that an error names
 _LARGEST = 256 * 1024 * 1024  # a message of the protocol has at most 1 GB, and so has a value
 _TOMBSTONE_LIFE = 3600.0
 _PURGE_EVERY = 60.0
@@ -200,10 +209,7 @@ class PostgresStore(Store):
     def _future(self, key: str) -> asyncio.Future[Any]:
         self._check_open()
         if not key.isascii():
-            try:
-                key.encode()
-            except UnicodeEncodeError:
-                raise InvalidKeyError("a key holds a lone surrogate: decode it as UTF-8 at its source") from None
+            _encoded(key)
         if not key:
             raise InvalidKeyError("a key must not be empty")
         return asyncio.get_running_loop().create_future()
@@ -217,23 +223,42 @@ class PostgresStore(Store):
     # ------------------------------------------------------------ listing
 
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
-        """Yield the keys that begin with *prefix*, in the order of their bytes, a thousand at a time."""
-        low, high = _range(prefix)
-        after = b""
-        while True:
+        """Yield the keys that begin with *prefix*, in the order of their bytes, a thousand at a time.
+
+        Raises:
+            CorruptRecordError: some rows have keys that are no UTF-8. It comes last, when all other keys were yielded.
+        """
+        start = _encoded(prefix)
+        low, high = _range(start)
+        told: list[str] = []
+        number, after, more = 0, b"", True
+        while more:
             page = await self._errand(self._table.page, (after, low, high, _PAGE))
+            more = len(page) == _PAGE
+            after = page[-1][0] if more else b""
             for column, long_key in page:
-                key = key_of(column, long_key, repr(self))
-                if key.startswith(prefix):
+                encoded = key_of(column, long_key)
+                if not encoded.startswith(start):
+                    continue
+                try:
+                    key = encoded.decode()
+                except UnicodeDecodeError:
+                    number += 1
+                    if len(told) < _TOLD:
+                        told.append(column[:40].hex())
+                else:
                     yield key
-            if len(page) < _PAGE:
-                return
-            after = page[-1][0]
+        if number:
+            raise CorruptRecordError(
+                f"{number} rows in {self!r} have keys that are no UTF-8, all others were listed: in hex they begin "
+                f"with {'; '.join(told)}{' …' if number > len(told) else ''}. They are left as they are"
+            )
 
     async def count(self, prefix: str = "") -> int:
-        if len(prefix.encode()) > LONGEST_PREFIX:
+        start = _encoded(prefix)
+        if len(start) > LONGEST_PREFIX:
             return await super().count(prefix)
-        ((number,),) = await self._errand(self._table.count, _range(prefix))
+        ((number,),) = await self._errand(self._table.count, _range(start))
         return int(number)
 
     async def _errand(self, sql: bytes, values: tuple[object, ...]) -> list[Row]:
@@ -291,7 +316,14 @@ def _check_revision(key: str, revision: Revision | Expect) -> None:
         raise UsageError(f"a revision for key {key!r} has {len(revision)} bytes: it must have 1 to 255")
 
 
-def _range(prefix: str) -> tuple[bytes, bytes]:
+def _encoded(key: str) -> bytes:
+    try:
+        return key.encode()
+    except UnicodeEncodeError:
+        raise InvalidKeyError("a key holds a lone surrogate: decode it as UTF-8 at its source") from None
+
+
+def _range(prefix: bytes) -> tuple[bytes, bytes]:
     """From where to where, exclusive, the column of keys with this prefix goes."""
-    low = prefix.encode()[:LONGEST_PREFIX]
+    low = prefix[:LONGEST_PREFIX]
     return low, low[:-1] + bytes([low[-1] + 1]) if low else _END
