@@ -250,8 +250,9 @@ async def test_misuse_is_an_error(private, prefix):
     with pytest.raises(ClosedError):
         await store.get("key")
     async with store:
-        with pytest.raises(InvalidKeyError):
-            await store.get("\ud800")
+        for attempt in (store.get("\ud800"), store.count("\ud800"), anext(store.keys("\ud800"))):
+            with pytest.raises(InvalidKeyError):
+                await attempt
         with pytest.raises(UsageError, match=r"Expect\.ANY"):
             await store.put("key", b"", revision=new(), expected=Expect.ANY)
         with pytest.raises(UsageError, match="event loop"):
