@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -331,19 +333,22 @@ def failing() -> tuple[list[str], Any]:
     return left, between
 
 
+def repeating(server: MotoServer, prefix: str) -> obstore.store.S3Store:
+    options = server.options
+    return obstore.store.S3Store(
+        server.bucket,
+        prefix=prefix,
+        client_options=options.pop("client_options"),
+        retry_config={"max_retries": 2, "backoff": {"init_backoff": timedelta(milliseconds=5)}},
+        config=options,
+    )
+
+
 async def test_a_client_that_repeats_writes_is_understood(s3: MotoServer) -> None:
     """What a repetition is told says nothing about the first attempt."""
     left, between = failing()
     with MotoServer(between) as server:
-        options = server.options
-        client = obstore.store.S3Store(
-            s3.bucket,
-            prefix=new().hex(),
-            client_options=options.pop("client_options"),
-            retry_config={"max_retries": 2, "backoff": {"init_backoff": timedelta(milliseconds=5)}},
-            config=options,
-        )
-        async with ObjectStore(client) as store:
+        async with ObjectStore(repeating(server, new().hex())) as store:
             first, second, third = new(), new(), new()
             left[:] = ["500 Stored"]
             await store.put("a:key", b"1", revision=first, expected=Expect.ABSENT)  # the second attempt: 412, and ours
@@ -354,11 +359,145 @@ async def test_a_client_that_repeats_writes_is_understood(s3: MotoServer) -> Non
                 await store.put("a:key", b"3", revision=third, expected=second)
             assert await store.get("a:key") == Stored(b"3", third)
             left[:] = ["502 Lost", *["409 Conflict"] * 20]
-            with pytest.raises(OutcomeUnknownError, match="too busy"):
+            with pytest.raises(OutcomeUnknownError, match="the client repeated the write"):
                 await store.put("a:key", b"4", revision=new(), expected=third)
             left[:] = ["403 Forbidden"]
             with pytest.raises(StoreUnavailableError):
                 await store.put("a:key", b"4", revision=new(), expected=third)
+
+
+class Between:
+    """Another owner's time: a server that loses the reply to a write, and holds its repetition until told to go on."""
+
+    store: ObjectStore
+    other: ObjectStore
+
+    def __init__(self) -> None:
+        self.armed, self.lands = False, True
+        self.lost, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, app: App) -> App:
+        def held(environ: dict[str, Any], start: Any) -> Any:
+            if is_write(environ) and self.armed and not self.lost.is_set():
+                body = io.BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
+                if self.lands:
+                    list(app({**environ, "wsgi.input": body}, lambda *_: None))
+                self.lost.set()
+                return answer(start, "500 Lost")
+            if is_write(environ) and self.armed:
+                self.go.wait(20)
+            return app(environ, start)
+
+        return held
+
+    async def meanwhile(self, write: Awaitable[None], others: Callable[[], Awaitable[None]]) -> None:
+        """Do *write*, whose first attempt lands or is lost, and what *others* do before its repetition."""
+        self.armed = True
+        writing = asyncio.ensure_future(write)
+        try:
+            assert await asyncio.to_thread(self.lost.wait, 20)
+            await others()
+        finally:
+            self.go.set()
+        await writing
+
+
+@pytest.fixture
+def between(s3: MotoServer) -> Iterator[Between]:
+    between, prefix = Between(), new().hex()
+    with MotoServer(between) as server:
+        between.store = ObjectStore(repeating(server, prefix))
+        between.other = ObjectStore(f"s3://{s3.bucket}/{prefix}", **s3.options)
+        yield between
+
+
+@pytest.mark.parametrize("lands", [True, False])
+async def test_a_change_that_others_wrote_over_before_its_repetition_is_unknown(between: Between, lands: bool) -> None:
+    async with between.store as store, between.other as other:
+        first, second, third = new(), new(), new()
+        await store.put("a:key", b"1", revision=first, expected=Expect.ABSENT)
+        between.lands = lands
+
+        async def others() -> None:
+            seen = await other.head("a:key")
+            assert seen == (second if lands else first)
+            await other.put("a:key", b"3", revision=third, expected=seen)
+
+        with pytest.raises(OutcomeUnknownError, match="perhaps stored: key 'a:key'"):
+            await between.meanwhile(store.put("a:key", b"2", revision=second, expected=first), others)
+        with pytest.raises(RevisionConflictError):  # what a manager does to find out
+            await store.put("a:key", b"2", revision=new(), expected=first)
+        assert await store.get("a:key") == Stored(b"3", third)
+
+
+async def test_a_create_that_others_wrote_over_before_its_repetition_is_unknown(between: Between) -> None:
+    async with between.store as store, between.other as other:
+        first, second = new(), new()
+        with pytest.raises(OutcomeUnknownError):
+            await between.meanwhile(
+                store.put("a:key", b"1", revision=first, expected=Expect.ABSENT),
+                lambda: other.put("a:key", b"2", revision=second, expected=first),
+            )
+        assert await store.get("a:key") == Stored(b"2", second)
+
+
+async def test_a_create_that_others_deleted_before_its_repetition_does_not_come_back(between: Between) -> None:
+    async with between.store as store, between.other as other:
+        first = new()
+        with pytest.raises(OutcomeUnknownError):
+            await between.meanwhile(
+                store.put("a:key", b"1", revision=first, expected=Expect.ABSENT),
+                lambda: other.delete("a:key", expected=first),
+            )
+        assert await store.get("a:key") is None
+
+
+@pytest.mark.parametrize("any_revision", [True, False])
+async def test_a_repeated_delete_leaves_what_others_created_since(between: Between, any_revision: bool) -> None:
+    async with between.store as store, between.other as other:
+        first, second = new(), new()
+        await store.put("a:key", b"1", revision=first, expected=Expect.ABSENT)
+        with pytest.raises(OutcomeUnknownError):
+            await between.meanwhile(
+                store.delete("a:key", expected=Expect.ANY if any_revision else first),
+                lambda: other.put("a:key", b"2", revision=second, expected=Expect.ABSENT),
+            )
+        assert await store.get("a:key") == Stored(b"2", second)
+
+
+async def test_a_repeated_delete_of_what_is_gone_is_done(between: Between) -> None:
+    async with between.store as store, between.other as other:
+        first, second = new(), new()
+        await store.put("a:key", b"1", revision=first, expected=Expect.ABSENT)
+
+        async def others() -> None:
+            await other.put("a:key", b"2", revision=second, expected=Expect.ABSENT)
+            await other.delete("a:key", expected=second)
+
+        await between.meanwhile(store.delete("a:key", expected=first), others)
+        assert await store.get("a:key") is None
+
+
+async def test_a_repeated_write_that_never_fitted_is_a_conflict(s3: MotoServer) -> None:
+    """What is there was seen before the first attempt, so that can't have landed."""
+    left, between = failing()
+    with MotoServer(between) as server:
+        async with ObjectStore(repeating(server, new().hex())) as store:
+            first = new()
+            await store.put("a:key", b"1", revision=first, expected=Expect.ABSENT)
+            left[:] = ["502 Lost"]
+            with pytest.raises(RevisionConflictError):
+                await store.put("a:key", b"2", revision=new(), expected=Expect.ABSENT)
+            left[:] = ["502 Lost"]
+            with pytest.raises(RevisionConflictError):
+                await store.put("a:key", b"2", revision=new(), expected=new())
+            assert left  # that one was seen before anything was written
+            store._seen.clear()
+            with pytest.raises(OutcomeUnknownError):  # nobody knows how long it has been there
+                await store.put("a:key", b"2", revision=new(), expected=Expect.ABSENT)
+            with pytest.raises(RevisionConflictError):
+                await store.put("a:key", b"2", revision=new(), expected=Expect.ABSENT)
+            assert await store.get("a:key") == Stored(b"1", first)
 
 
 def twice(app: App) -> App:

@@ -58,7 +58,8 @@ class ObjectStore(Store):
       doesn't keep these conditions is found out when the store is opened, and refused.
     * A deleted record leaves a tombstone of 32 bytes, and who creates it anew does so over this very tombstone: a
       request that was delayed since before the delete can't bring the old record back.
-    * A write that landed although its reply was lost is recognised when it is repeated by the client.
+    * A write that landed although its reply was lost is recognised when it is repeated by the client. If others wrote
+      over it meanwhile, its outcome is unknown.
     * Only an answer that names the object as missing is *absent*. A missing bucket is an error.
     * Cancelling a caller is safe: what it began happens or doesn't, whole.
 
@@ -236,7 +237,7 @@ class ObjectStore(Store):
         self, key: str, content: bytes, ours: Seen, seen: Seen, fits: Callable[[Seen], bool], fate: _Fate
     ) -> None:
         """Write *content* over what was *seen*, as long as that *fits*; *ours* is how it would be seen itself."""
-        repeated = False
+        before = self._seen.get(key, seen)  # a create may know of a record, and let the server say if it is there still
         for attempt in range(_ATTEMPTS):
             if not fits(seen):
                 raise self._corrupt(key, seen) if seen.damage else _conflict(key)
@@ -248,18 +249,26 @@ class ObjectStore(Store):
             try:
                 tag = await self._bucket.write(name_of(key), content, seen.tag)
             except RefusedError as refusal:
-                repeated |= refusal.repeated
                 seen = await self._after_refusal(key)
                 fate.open = False
                 if (seen.revision, seen.mark) == (ours.revision, ours.mark):
                     return  # it had landed, and what was refused was a repetition
+                if ours.mark and seen.absent:
+                    return  # deleted, by whomever
+                if refusal.repeated and (fits(seen) or seen.tag != before.tag):
+                    # The first attempt may have landed and been written over, or be on its way. It did not, and won't,
+                    # only if what is there was there before it and never fitted.
+                    raise OutcomeUnknownError(
+                        f"perhaps stored: key {key!r}: the client repeated the write and was refused. Only another "
+                        "conditional put can tell"
+                    ) from None
             else:
                 self._remember(key, Seen(tag, ours.revision, ours.mark))
                 return
-        busy = f"key {key!r} is too busy: the server refuses to change it, or others do all the time; try again later"
-        if repeated:  # by the client: its first attempt may still be on its way
-            raise OutcomeUnknownError(f"perhaps stored: {busy}")
-        raise StoreUnavailableError(f"not changed: {busy}")
+        raise StoreUnavailableError(
+            f"not changed: key {key!r} is too busy: the server refuses to change it, or others do all the time; "
+            "try again later"
+        )
 
     async def _after_refusal(self, key: str) -> Seen:
         try:
