@@ -25,6 +25,7 @@ from overwinter.stores import objects as objects_module
 from overwinter.stores._objects_frame import TOMBSTONE
 from overwinter.stores._objects_names import name_of
 from overwinter.stores.objects import ObjectStore
+from overwinter.testing import until
 
 KEY = "a:key"
 PUT, GET = "PUT", "GET"
@@ -248,6 +249,70 @@ async def test_a_damaged_object_whose_key_is_only_inside_is_told_at_the_end(s3: 
         assert sorted(found) == ["Note:ada", long[0]]
         assert str(caught.value).count("Note/~") == 5
         assert await store.count() == 10
+
+
+LONG = [f"a:{number:02}" + "x" * 500 for number in range(60)]
+
+
+async def put_long(store: ObjectStore) -> None:
+    await asyncio.gather(*(store.put(key, b"", revision=new(), expected=Expect.ABSENT) for key in LONG))
+
+
+async def test_a_listing_of_long_keys_may_take_longer_than_a_call(
+    s3: MotoServer, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ObjectStore(place, concurrency=2, **s3.options) as store:
+        await put_long(store)
+        read = store._bucket.read
+
+        async def slow(name: str, end: int | None = None) -> Any:
+            await asyncio.sleep(0.05)
+            return await read(name, end)
+
+        monkeypatch.setattr(store._bucket, "read", slow)
+        store.timeout = 1.0
+        listing = asyncio.ensure_future(collect(store.keys()))
+        await asyncio.sleep(0.1)
+        await store.get("a:other")  # has its turn in between
+        assert not listing.done()
+        assert await listing == LONG
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_listing_that_ends_early_leaves_no_request_behind(
+    s3: MotoServer, place: str, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    async with ObjectStore(place, concurrency=4, **s3.options) as store:
+        await put_long(store)
+        begun: list[str] = []
+
+        async def silent(name: str, end: int | None = None) -> Any:
+            begun.append(name)
+            if len(begun) == 3 and not leaves:
+                raise StoreUnavailableError("down")
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(store._bucket, "read", silent)
+        before = asyncio.all_tasks()
+        listing = asyncio.ensure_future(collect(store.keys()))
+        await until(lambda: len(begun) >= 3)
+        if leaves:
+            listing.cancel()
+        with pytest.raises(asyncio.CancelledError if leaves else StoreUnavailableError):
+            await listing
+        await until(lambda: asyncio.all_tasks() == before)  # its generators are closed by then
+        assert len(begun) <= 4
+        assert store._slots._value == 4
+
+
+async def test_a_listing_of_long_keys_ends_with_its_store(s3: MotoServer, place: str) -> None:
+    async with ObjectStore(place, concurrency=2, **s3.options) as store:
+        await put_long(store)
+        keys = store.keys()
+        first = [await anext(keys), await anext(keys)]
+    with pytest.raises(ClosedError):
+        await anext(keys)
+    assert set(first) < set(LONG)
 
 
 # ---------------------------------------------------------------- options and misuse

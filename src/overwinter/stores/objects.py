@@ -102,7 +102,7 @@ class ObjectStore(Store):
     async def open(self) -> None:
         self._slots = asyncio.Semaphore(self._concurrency)  # of this event loop
         self._seen.clear()
-        async with self._in_time_and_turn():
+        async with self._deadline(), self._slots:
             await probe(self._bucket)
 
     async def close(self) -> None:
@@ -115,7 +115,7 @@ class ObjectStore(Store):
 
     async def get(self, key: str) -> Stored | None:
         self._check(key)
-        async with self._in_time_and_turn():
+        async with self._deadline(), self._slots:
             seen, held = await self._look(key, whole=True)
         if seen.damage:
             raise self._corrupt(key, seen)
@@ -125,7 +125,7 @@ class ObjectStore(Store):
 
     async def head(self, key: str) -> Revision | None:
         self._check(key)
-        async with self._in_time_and_turn():
+        async with self._deadline(), self._slots:
             seen, _ = await self._look(key)
         if seen.damage:
             raise self._corrupt(key, seen)
@@ -137,7 +137,7 @@ class ObjectStore(Store):
 
     async def delete(self, key: str, *, expected: Revision | Expect) -> None:
         self._check(key)
-        async with self._in_time_and_turn() as fate:
+        async with self._deadline() as fate, self._slots:
             await self._delete(key, expected, fate)
 
     def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
@@ -164,14 +164,20 @@ class ObjectStore(Store):
         damaged: list[str] = []
         number = 0
         async for page in self._pages(prefix):
-            hashed = [name for name in page if is_hashed(name)]
-            found = await asyncio.gather(*map(self._key_of, hashed))
-            lost = [name for name, key in zip(hashed, found, strict=True) if key is None]
-            number += len(lost)
-            damaged += lost[: _TOLD - len(damaged)]
-            for key in filter(None, [*map(key_of, page), *found]):
+            for key in filter(None, map(key_of, page)):
                 if key.startswith(prefix):
                     yield key
+            hashed = [name for name in page if is_hashed(name)]
+            for begin in range(0, len(hashed), self._concurrency):
+                self._check_open()  # it may have been closed since the last yield
+                names = hashed[begin : begin + self._concurrency]
+                found = await self._keys_of(names)
+                lost = [name for name, key in zip(names, found, strict=True) if key is None]
+                number += len(lost)
+                damaged += lost[: _TOLD - len(damaged)]
+                for key in filter(None, found):
+                    if key.startswith(prefix):
+                        yield key
         if number:
             raise CorruptRecordError(
                 f"{number} objects of {self._bucket.where} can't be told the key of, all others were listed: "
@@ -187,15 +193,23 @@ class ObjectStore(Store):
         pages = self._bucket.pages(folder_of(prefix))
         while True:
             self._check(prefix)
-            async with self._in_time_and_turn():
+            async with self._deadline(), self._slots:
                 page = await anext(pages, None)
             if page is None:
                 return
             yield [name for name, size in page if size != TOMBSTONE]
 
+    async def _keys_of(self, names: list[str]) -> list[str | None]:
+        try:
+            async with asyncio.TaskGroup() as group:  # if one fails or the caller leaves, none goes on
+                reads = [group.create_task(self._key_of(name)) for name in names]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [read.result() for read in reads]
+
     async def _key_of(self, name: str) -> str | None:
         """Return the key in the object with this hashed *name*; empty if it has gone, ``None`` if it is damaged."""
-        async with self._in_time_and_turn():
+        async with self._slots, self._deadline():  # the wait is for calls that have deadlines, and isn't its own
             held = await self._bucket.read(name, head_limit(None))
         if held is None or held.size == TOMBSTONE:
             return ""
@@ -214,7 +228,7 @@ class ObjectStore(Store):
         def fits(there: Seen) -> bool:
             return there.absent if expected is Expect.ABSENT else there.revision == expected
 
-        async with self._in_time_and_turn() as fate:
+        async with self._deadline() as fate, self._slots:
             seen = self._seen.get(key, ABSENT)
             if expected is Expect.ABSENT:
                 seen = seen if seen.absent else ABSENT  # a tombstone that was seen, or nothing; the server knows better
@@ -279,10 +293,11 @@ class ObjectStore(Store):
         return seen
 
     @contextlib.asynccontextmanager
-    async def _in_time_and_turn(self) -> AsyncGenerator[_Fate]:
+    async def _deadline(self) -> AsyncGenerator[_Fate]:
+        """The time that a call has. Its wait for a slot is part of it, unless it took that first."""
         fate = _Fate()
         try:
-            async with asyncio.timeout(self.timeout), self._slots:
+            async with asyncio.timeout(self.timeout):
                 yield fate
         except TimeoutError:
             late = f"{self._bucket.where} did not answer within {self.timeout:g} s"
