@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import obstore.store
@@ -192,6 +193,26 @@ async def test_damage_of_any_size_is_not_absent(s3: MotoServer, place: str, cont
         for attempt in (store.get(KEY), store.head(KEY), store.put(KEY, b"", revision=new(), expected=Expect.ABSENT)):
             with pytest.raises(CorruptRecordError):
                 await attempt
+
+
+async def test_an_object_may_be_as_large_as_a_record(
+    s3: MotoServer, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ObjectStore(place, **s3.options) as store:
+        revision = new()
+        await store.put(KEY, b"data", revision=revision, expected=Expect.ABSENT)
+        held = await store._bucket.read(name_of(KEY))
+        assert held is not None
+        for module in ("_objects_bucket", "_objects_frame"):
+            monkeypatch.setattr(f"overwinter.stores.{module}.MAX_SIZE", held.size)
+        assert await store.get(KEY) == Stored(b"data", revision)
+        for module in ("_objects_bucket", "_objects_frame"):
+            monkeypatch.setattr(f"overwinter.stores.{module}.MAX_SIZE", held.size - 1)
+        assert await store._bucket.read(name_of(KEY)) == replace(held, content=b"")
+        with pytest.raises(CorruptRecordError, match="is none of this store"):
+            await store.get(KEY)
+        assert await collect(store.keys()) == [KEY]  # it is there
+        await store.delete(KEY, expected=Expect.ANY)
 
 
 async def test_an_object_of_another_key_is_damage(s3: MotoServer, place: str) -> None:
@@ -386,7 +407,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ObjectStore("s3://bucket")
 
 
-async def test_misuse_is_an_error(s3: MotoServer, place: str) -> None:
+async def test_misuse_is_an_error(s3: MotoServer, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ObjectStore(place, **s3.options)
     with pytest.raises(ClosedError):
         await store.get(KEY)
@@ -398,6 +419,11 @@ async def test_misuse_is_an_error(s3: MotoServer, place: str) -> None:
                 await store.get(key)
         with pytest.raises(UsageError, match="more than 255 bytes"):
             await store.put(KEY, b"", revision=b"r" * 256, expected=Expect.ABSENT)
+        with monkeypatch.context() as patch:
+            patch.setattr(objects_module, "MAX_DATA", 9)
+            await store.put(KEY, b"d" * 9, revision=new(), expected=Expect.ABSENT)
+            with pytest.raises(UsageError, match="more than 9 bytes"):
+                await store.put(KEY, b"d" * 10, revision=new(), expected=Expect.ABSENT)
         with pytest.raises(UsageError, match="another event loop"):
             await asyncio.to_thread(lambda: asyncio.run(store.get(KEY)))
     with pytest.raises(ClosedError):

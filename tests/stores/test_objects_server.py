@@ -16,13 +16,14 @@ import pytest
 from moto_server import App, MotoServer
 
 from overwinter.errors import (
+    CorruptRecordError,
     OutcomeUnknownError,
     OverwinterError,
     RevisionConflictError,
     StoreUnavailableError,
     UsageError,
 )
-from overwinter.stores import Expect, Stored
+from overwinter.stores import Expect, Stored, _file_frame
 from overwinter.stores.objects import ObjectStore
 
 IF_MATCH, IF_NONE_MATCH = "HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"
@@ -498,6 +499,40 @@ async def test_a_repeated_write_that_never_fitted_is_a_conflict(s3: MotoServer) 
             with pytest.raises(RevisionConflictError):
                 await store.put("a:key", b"2", revision=new(), expected=Expect.ABSENT)
             assert await store.get("a:key") == Stored(b"1", first)
+
+
+async def test_an_object_larger_than_any_record_is_damage_and_is_not_read(s3: MotoServer) -> None:
+    revision, done = new(), threading.Event()
+    head = _file_frame.pack("a:key", revision, 1 << 40)
+
+    def large(app: App) -> App:
+        def given(environ: dict[str, Any], start: Any) -> Any:
+            if environ["REQUEST_METHOD"] != "GET" or not environ["PATH_INFO"].endswith("/a/key"):
+                return app(environ, start)
+            total = len(head) + (1 << 40)
+            about = [("ETag", '"e"'), ("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")]
+            if "HTTP_RANGE" in environ:
+                end = int(environ["HTTP_RANGE"].rpartition("-")[2])
+                about += [("Content-Range", f"bytes 0-{end}/{total}"), ("Content-Length", str(end + 1))]
+                start("206 Partial Content", about)
+                return [head.ljust(end + 1, b"\0")]
+            start("200 OK", [*about, ("Content-Length", str(total))])
+            return endless()
+
+        return given
+
+    def endless() -> Iterator[bytes]:
+        yield head
+        done.wait(20)  # who reads on waits
+
+    with MotoServer(large) as server:
+        try:
+            async with ObjectStore(f"s3://{s3.bucket}/{new().hex()}", timeout=5, **server.options) as store:
+                for attempt in (store.get("a:key"), store.head("a:key")):
+                    with pytest.raises(CorruptRecordError, match=r"has 1,099,511,\d{3},\d{3} bytes, more than 268,"):
+                        await attempt
+        finally:
+            done.set()
 
 
 def twice(app: App) -> App:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import OutcomeUnknownError, StoreUnavailableError
-from ._objects_frame import Tag
+from ._objects_frame import MAX_SIZE, Tag
 
 if TYPE_CHECKING:
     from obstore.store import AzureStore, GCSStore, S3Store
@@ -70,7 +70,10 @@ class Bucket:
         self._client = client
 
     async def read(self, name: str, end: int | None = None) -> Held | None:
-        """Return the object, or its first *end* bytes; ``None`` if, and only if, the server says that it is absent."""
+        """Return the object, or its first *end* bytes; ``None`` if, and only if, the server says that it is absent.
+
+        Of one that is larger than ``MAX_SIZE`` and asked for whole, only the size: it may be larger than memory.
+        """
         for pause in _PAUSES:
             try:
                 return await self._read(name, end)
@@ -134,7 +137,9 @@ class Bucket:
         missing = ""
         try:
             result = await get_async(self._client, name, options=None if end is None else {"range": (0, end)})
-            return Held(bytes(await result.bytes_async()), result.meta["size"], _tag(result.meta))
+            size = result.meta["size"]
+            content = b"" if end is None and size > MAX_SIZE else bytes(await result.bytes_async())
+            return Held(content, size, _tag(result.meta))
         except FileNotFoundError as error:
             missing = str(error)
         except (exceptions.BaseError, OSError, ValueError) as error:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from ..record import MAX_BYTES
 from . import _file_frame
 from ._file_frame import DamagedError, pack, unpack
 
 __all__ = [
     "ABSENT",
+    "MAX_DATA",
     "MAX_KEY",
     "MAX_REVISION",
+    "MAX_SIZE",
     "TOMBSTONE",
     "Seen",
     "Tag",
@@ -31,7 +34,7 @@ __all__ = [
 Tag = dict[str, str]
 """What a provider calls this very version of an object: ``e_tag``, ``version``, or both."""
 
-MAX_KEY, MAX_REVISION = 8192, 255  # bytes
+MAX_KEY, MAX_REVISION, MAX_DATA = 8192, 255, MAX_BYTES  # bytes
 
 TOMBSTONE = 32
 """The size of a tombstone; the head of a record alone is larger."""
@@ -39,6 +42,9 @@ TOMBSTONE = 32
 _MAGIC = b"\x89OWT\x01\0\0\0"  # the fifth byte is the format
 _MARK = 16
 _FIXED = 32  # bytes of a head that come before the revision and the key
+
+MAX_SIZE = _FIXED + MAX_REVISION + MAX_KEY + MAX_DATA
+"""No object of this store is larger. One that is comes from somebody else, and isn't read into memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,8 @@ def head_limit(key: str | None) -> int:
 
 def look(key: str, start: bytes, total: int, tag: Tag) -> Seen:
     """Say what an object of *total* bytes is that begins with *start*; for any bytes."""
+    if total > MAX_SIZE:
+        return Seen(tag, damage=f"is none of this store: it has {total:,} bytes, more than {MAX_SIZE:,}")
     if total == TOMBSTONE and start.startswith(_MAGIC):
         if start == tombstone(key, start[len(_MAGIC) :][:_MARK]):
             return Seen(tag, mark=start[len(_MAGIC) :][:_MARK])

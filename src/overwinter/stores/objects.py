@@ -26,7 +26,19 @@ from ..errors import (
 )
 from ._objects_bucket import Bucket, Held, RefusedError
 from ._objects_client import address_of, connect, durability_of
-from ._objects_frame import ABSENT, MAX_KEY, MAX_REVISION, TOMBSTONE, Seen, head_limit, key_in, look, record, tombstone
+from ._objects_frame import (
+    ABSENT,
+    MAX_DATA,
+    MAX_KEY,
+    MAX_REVISION,
+    TOMBSTONE,
+    Seen,
+    head_limit,
+    key_in,
+    look,
+    record,
+    tombstone,
+)
 from ._objects_names import folder_of, is_hashed, is_name, is_whole_folder, key_of, name_of
 from ._objects_probe import probe
 from .base import Durability, Expect, Revision, Store, Stored
@@ -132,7 +144,7 @@ class ObjectStore(Store):
         return seen.revision
 
     async def put(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> None:
-        self._check_put(key, revision, expected)
+        self._check_put(key, data, revision, expected)
         await self._put_in_time(key, bytes(data), bytes(revision), expected)
 
     async def delete(self, key: str, *, expected: Revision | Expect) -> None:
@@ -141,7 +153,7 @@ class ObjectStore(Store):
             await self._delete(key, expected, fate)
 
     def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
-        self._check_put(key, revision, expected)  # here: a close may come before the task's first step
+        self._check_put(key, data, revision, expected)  # here: a close may come before the task's first step
         put = asyncio.ensure_future(self._put_in_time(key, bytes(data), bytes(revision), expected))
         self._puts.add(put)
         put.add_done_callback(self._puts.discard)
@@ -319,10 +331,12 @@ class ObjectStore(Store):
         if size > MAX_KEY:
             raise InvalidKeyError(f"a key has more than {MAX_KEY} bytes: use a hash or a shorter id")
 
-    def _check_put(self, key: str, revision: Revision, expected: Revision | Expect) -> None:
+    def _check_put(self, key: str, data: bytes, revision: Revision, expected: Revision | Expect) -> None:
         self._check(key)
         if len(revision) > MAX_REVISION:
             raise UsageError(f"the revision of key {key!r} has more than {MAX_REVISION} bytes: use 16 random ones")
+        if len(data) > MAX_DATA:  # it could not be read again
+            raise UsageError(f"the data of key {key!r} has more than {MAX_DATA:,} bytes: keep large things elsewhere")
         if expected is Expect.ANY:
             raise UsageError(
                 f"a put of key {key!r} expects a revision or Expect.ABSENT: Expect.ANY is only for deleting"
