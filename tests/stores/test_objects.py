@@ -18,6 +18,7 @@ from overwinter.errors import (
     CorruptRecordError,
     InvalidKeyError,
     RevisionConflictError,
+    StateTooLargeError,
     StoreUnavailableError,
     UsageError,
 )
@@ -422,7 +423,7 @@ async def test_misuse_is_an_error(s3: MotoServer, place: str, monkeypatch: pytes
         with monkeypatch.context() as patch:
             patch.setattr(objects_module, "MAX_DATA", 9)
             await store.put(KEY, b"d" * 9, revision=new(), expected=Expect.ABSENT)
-            with pytest.raises(UsageError, match="more than 9 bytes"):
+            with pytest.raises(StateTooLargeError, match="10 bytes; an ObjectStore takes 9"):
                 await store.put(KEY, b"d" * 10, revision=new(), expected=Expect.ABSENT)
         with pytest.raises(UsageError, match="another event loop"):
             await asyncio.to_thread(lambda: asyncio.run(store.get(KEY)))

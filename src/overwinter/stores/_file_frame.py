@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import struct
 
+from ..record import MAX_BYTES
+
 __all__ = ["MAX_DATA", "MAX_KEY", "MAX_REVISION", "DamagedError", "head_size", "key_in", "name_of", "pack", "unpack"]
 
-MAX_KEY, MAX_REVISION = 65535, 255  # bytes
-MAX_DATA = 1_000_000_000  # bytes, as in SQLite: more is no record, and is not read into memory
+MAX_KEY, MAX_REVISION, MAX_DATA = 65535, 255, MAX_BYTES  # bytes; what is larger is no record, and not read into memory
 
 _MAGIC = b"\x89OWF"
 _FORMAT = 1

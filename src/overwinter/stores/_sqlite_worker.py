@@ -62,7 +62,7 @@ class Writer:
             # While somebody has it open, the index of the log stays, nobody recovers what a failed commit left there,
             # and the next one overwrites it.
             self._anchor = db.connect(self._path)
-            db.run(self._anchor, "SELECT count(*) FROM sqlite_schema").fetchall()
+            db.run(self._anchor, "SELECT count(*) FROM sqlite_schema")
             self._watch_log(self._connection)
             self._file = db.identity(self._path)
             if self._file is None:  # or no write would ever find the file that it was opened with

@@ -20,6 +20,7 @@ from ..errors import (
     InvalidKeyError,
     OutcomeUnknownError,
     RevisionConflictError,
+    StateTooLargeError,
     StoreError,
     StoreUnavailableError,
     UsageError,
@@ -336,7 +337,9 @@ class ObjectStore(Store):
         if len(revision) > MAX_REVISION:
             raise UsageError(f"the revision of key {key!r} has more than {MAX_REVISION} bytes: use 16 random ones")
         if len(data) > MAX_DATA:  # it could not be read again
-            raise UsageError(f"the data of key {key!r} has more than {MAX_DATA:,} bytes: keep large things elsewhere")
+            raise StateTooLargeError(
+                f"the record of key {key!r} has {len(data):,} bytes; an ObjectStore takes {MAX_DATA:,}"
+            )
         if expected is Expect.ANY:
             raise UsageError(
                 f"a put of key {key!r} expects a revision or Expect.ABSENT: Expect.ANY is only for deleting"
