@@ -364,7 +364,7 @@ FOUND_OUT = [
     (SQLITE, FlushesNothing, "lost|old|torn|damaged|UsageError"),
     (SQLITE, FlushesTheLogAlone, "lost|old|torn|damaged"),
     (SQLITE, FlushesTheDatabaseAlone, "lost|old|torn|damaged"),
-    (SQLITE, ForgetsTheFolder, "lost|old|UsageError"),
+    (SQLITE, ForgetsTheFolder, "lost|old|torn|UsageError"),  # torn: the journal that would mend it has no name
 ]
 
 
