@@ -236,7 +236,7 @@ class _Line:
     attempted: set[Revision]
 
 
-_LINE = "#line"
+_LINES = "#lines"
 
 
 class Persistence:
@@ -282,9 +282,8 @@ class Persistence:
         loaded = await self._keeper_of(cls, key).load(key)
         if loaded is None:
             return None
-        vars(loaded.agent)[_LINE] = _Line(
-            loaded.store_key, loaded.revision, loaded.sequence, loaded.extras, loaded.receipts, set()
-        )
+        line = _Line(loaded.store_key, loaded.revision, loaded.sequence, loaded.extras, loaded.receipts, set())
+        vars(loaded.agent)[_LINES] = {key: line}
         return loaded.agent
 
     async def hibernate(self, key: str, agent: Agent) -> None:
@@ -297,11 +296,18 @@ class Persistence:
             RevisionConflictError: somebody else wrote this key; not stored. Thaw, and apply the change again.
         """
         keeper = self._keeper_of(type(agent), key)
-        line = agent.__dict__.get(_LINE)
-        if line is None or agent.__dict__.get(KEY) != key:
-            line = _Line(keeper.store_key(key), Expect.ABSENT, 0, {}, (), set())
+        lines: dict[str, _Line] = agent.__dict__.get(_LINES, {})
+        line = lines.get(key)
+        if line is None:
+            extras = next(iter(lines.values())).extras if lines else {}
+            line = _Line(keeper.store_key(key), Expect.ABSENT, 0, extras, (), set())
+            for former in keeper.store_keys(key)[1:]:
+                if await self.store.head(former) is not None:
+                    raise RevisionConflictError(
+                        f"{keeper.kind.name} {key!r} is stored already, under a former name: thaw it and change that"
+                    )
         body = keeper.encode(agent, line.extras)
-        vars(agent).update({KEY: key, _LINE: line})
+        vars(agent).update({KEY: key, _LINES: {**lines, key: line}})
         try:
             await self._put(keeper, key, line, body)
         except RevisionConflictError:

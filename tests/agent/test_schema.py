@@ -340,6 +340,29 @@ def test_upcasts_run_in_order_and_keep_what_is_not_theirs() -> None:
     assert agent.topic == "a"
 
 
+class Before(Base):
+    x: list[Any] | set[int] = []
+    y: list[list[Any] | tuple[int, ...]] = []
+    z: list[Any] | set[int] = []
+
+
+class After(Base):
+    x: list[Any] | set[int] = []
+    pairs: list[list[Any] | tuple[int, ...]] = []
+    z: list[Any] | set[int] = []
+
+    @staticmethod
+    @upcast(since=1)
+    def _renamed(old: dict[str, Any]) -> dict[str, Any]:
+        return {"x": old["x"], "pairs": old["y"], "z": {5, 6}}
+
+
+def test_an_upcast_changes_nothing_that_it_only_lets_be_or_moves_and_may_return_real_values() -> None:
+    body = schema(Before).encode(Before(x=[1], y=[[1], (2,)], z=[7]))
+    agent, _ = thaw(schema(After, 2), body, version=1, fingerprint=b"")
+    assert agent == After(x=[1], pairs=[[1], (2,)], z={5, 6})
+
+
 def test_a_record_of_a_newer_version_is_refused() -> None:
     with pytest.raises(NewerRecordError, match=r"Session 'ada': the record is of version 4, this class of version 3"):
         thaw(schema(Session, 3), b"\x80", version=4)

@@ -181,3 +181,42 @@ async def test_a_record_of_what_can_not_be_stored_again_does_not_come_alive(star
             with pytest.raises(CorruptRecordError, match="could not be stored again"):
                 await tanks.get("ada")
         assert (await store.get("Tank:ada")).data == pack(header, forged)
+
+
+async def test_a_new_agent_over_one_that_is_stored_under_a_former_name_is_a_conflict():
+    class Old(Agent, name="old"):
+        n: int = 0
+
+    class New(Agent, name="new", aliases=("old",)):
+        n: int = 0
+
+    async with Persistence(MemoryStore()) as persistence:
+        await persistence.hibernate("a", Old(n=1))
+        with pytest.raises(RevisionConflictError, match="former name"):
+            await persistence.hibernate("a", New(n=100))
+        agent = await persistence.thaw(New, "a")
+        assert agent is not None
+        assert agent.n == 1
+        await persistence.hibernate("a", agent)
+        await persistence.hibernate("b", New(n=2))
+
+
+async def test_a_copy_under_another_key_keeps_what_a_newer_class_wrote_and_the_agent_its_own_line():
+    class Small(Agent, name="growing"):
+        a: int = 0
+
+    class Large(Agent, name="growing"):
+        a: int = 0
+        b: int = 0
+
+    async with Persistence(MemoryStore()) as persistence:
+        await persistence.hibernate("a", Large(a=1, b=2))
+        agent = await persistence.thaw(Small, "a")
+        assert agent is not None
+        await persistence.hibernate("copy", agent)
+        agent.a = 5
+        await persistence.hibernate("a", agent)
+        copy, original = await persistence.thaw(Large, "copy"), await persistence.thaw(Large, "a")
+        assert copy is not None
+        assert original is not None
+        assert ((copy.a, copy.b), (original.a, original.b)) == ((1, 2), (5, 2))

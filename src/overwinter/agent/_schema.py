@@ -22,7 +22,7 @@ from ..errors import (
     NewerRecordError,
     OverwinterError,
 )
-from ._codec import LIMIT, encode_plain, reach, too_deep
+from ._codec import LIMIT, Codec, encode_plain, reach, too_deep
 from ._compare import difference
 from ._fields import UnresolvedAnnotation, agent_codec
 from ._leaves import AnyCodec, ModelCodec
@@ -310,8 +310,10 @@ class Schema(Generic[A]):
         """Let an upcast return real values too, where the wire has a form of our own for them."""
         data = dict(data)
         for field in self._codec.fields:
-            if field.name in data and not field.codec.plain_dump and field.codec.fits(data[field.name], LIMIT - 1):
-                data[field.name] = field.codec.to_wire(data[field.name])
+            if field.name in data and not field.codec.plain_dump:
+                value = data[field.name]
+                if not _is_wire(field.codec, value) and field.codec.fits(value, LIMIT - 1):
+                    data[field.name] = field.codec.to_wire(value)
         return data
 
     def _load(self, body: bytes, version: int, where: str) -> A:
@@ -387,6 +389,18 @@ class Schema(Generic[A]):
                 "or give the fields defaults"
             )
         return self.cls(**given)
+
+
+def _is_wire(codec: Codec, value: Any) -> bool:
+    """Whether it can be read as it is: then it stood in the record so, and an upcast let it be, or moved it."""
+    try:
+        raw = encode_plain(value)
+        if difference(_untyped(raw), value) is not None:
+            return False
+        codec.decode(raw)
+    except Exception:  # noqa: BLE001  # a real value, which has no wire form or another, or fails a validator
+        return False
+    return True
 
 
 _KINDS = "keep values that the declared type can give back, or make the attribute transient()"
