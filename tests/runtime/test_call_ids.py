@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from agents import Counter
 
-from overwinter import Agent, InstanceManager, MemoryStore, Persistence, Signal, commit, on
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence, Signal, commit, on, readonly
 from overwinter.errors import AlreadyAppliedError, CallIdReusedError, OutcomeUnknownError, StoreUnavailableError
 from overwinter.testing import FaultyStore, ManualClock, until
 
@@ -242,3 +242,16 @@ async def test_a_method_is_known_by_the_name_that_its_class_has_for_it():
         assert await with_id.call("a", Made.up) == 1
         await made.call("a", Signal("paid", {}))
         assert (await made.state("a")).count == 2
+
+
+async def test_a_call_that_only_reads_needs_no_receipt():
+    class Read(Shop):
+        @readonly
+        async def look(self) -> int:
+            return self.sold
+
+    async with InstanceManager(Read, store=MemoryStore()) as shops:
+        await shops.options(call_id="1").call("a", Read.sell, "tea")
+        assert await shops.options(call_id="2").call("a", Read.look) == 1
+        await shops.call("a", Read.sell, "tea")
+        assert await shops.options(call_id="2").call("a", Read.look) == 2

@@ -8,6 +8,7 @@ import contextvars
 import gc
 import os
 import threading
+from typing import Any
 
 import pytest
 from agents import Counter, Order, Recorder
@@ -402,24 +403,79 @@ async def test_on_start_that_raises_starts_nothing_and_hurts_only_its_key():
     assert noise == []  # those who waited were told, and nobody else
 
 
-async def test_a_change_outside_a_turn_is_reported_and_kept():
+class Leaky(Agent):
+    items: list[int] = []
+
+    async def leak(self) -> list[int]:
+        return self.items
+
+
+class LeakyAndTidy(Leaky):
+    async def on_stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Leaky, LeakyAndTidy])
+@pytest.mark.parametrize("end", ["stop", "idle", "close"])
+async def test_a_change_outside_a_turn_is_reported_and_kept(kind, end):
     seen = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: seen.append(context))
-
-    class Leaky(Agent):
-        items: list[int] = []
-
-        async def leak(self) -> list[int]:
-            return self.items
-
     store = MemoryStore()
-    manager, _ = managed(Leaky, store=store)
+    manager, clock = managed(kind, store=store, idle_timeout=60)
     async with manager as leaky:
-        items = await leaky.call("a", Leaky.leak)
+        items = await leaky.call("a", kind.leak)
         items.append(1)
-        await leaky.stop("a")
-        assert isinstance(seen[0]["exception"], OutsideTurnError)
-        assert await leaky.call("a", Leaky.leak) == [1]
+        if end == "stop":
+            await leaky.stop("a")
+        elif end == "idle":
+            clock.advance(60)
+            await until(lambda: not leaky.keys())
+    assert [type(report["exception"]) for report in seen] == [OutsideTurnError] or end == "close"
+    async with InstanceManager(kind, store=store) as leaky:
+        assert await leaky.call("a", kind.leak) == [1]
+
+
+async def test_a_fresh_agent_that_nothing_changed_is_not_stored_when_it_goes():
+    class Looker(Recorder):
+        async def look(self) -> int:
+            return self.n
+
+    for kind in (Counter, Looker):
+        store = FaultyStore(MemoryStore())
+        manager, clock = managed(kind, store=store, idle_timeout=60, context=[])
+        async with manager as agents:
+            await agents.get("a")
+            clock.advance(60)
+            await until(lambda: not agents.keys())
+        assert store.calls["put"] == 0
+
+
+async def test_what_hooks_tell_is_told_when_what_they_changed_is_stored():
+    class Herald(Agent):
+        told: list[str] = []
+        starts: int = 0
+
+        async def on_start(self, context: dict[str, Any]) -> None:
+            self.agents, self.quiet = context["agents"], self.key == "log"
+            if not self.quiet:
+                self.starts += 1
+                self.agents.tell("log", Herald.hear, "start")
+
+        async def on_stop(self) -> None:
+            if not self.quiet:
+                self.agents.tell("log", Herald.hear, "stop")
+
+        async def hear(self, what: str) -> list[str]:
+            self.told.append(what)
+            return self.told
+
+    context: dict[str, Any] = {}
+    manager, _ = managed(Herald, context=context)
+    async with manager as agents:
+        context["agents"] = agents
+        await agents.get("a")
+        await agents.stop("a")
+        assert await agents.call("log", Herald.hear, "asked") == ["start", "stop", "asked"]
 
 
 async def test_state_is_a_detached_copy():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
 import pytest
 from agents import Counter
 from pydantic import BaseModel
+from waiting import pass_time
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, upcast
 from overwinter.errors import (
@@ -19,7 +21,7 @@ from overwinter.errors import (
 )
 from overwinter.record import pack, unpack
 from overwinter.stores.base import Expect
-from overwinter.testing import FaultyStore
+from overwinter.testing import FaultyStore, ManualClock
 
 
 async def count(persistence: Persistence, key: str) -> int:
@@ -220,3 +222,25 @@ async def test_a_copy_under_another_key_keeps_what_a_newer_class_wrote_and_the_a
         assert copy is not None
         assert original is not None
         assert ((copy.a, copy.b), (original.a, original.b)) == ((1, 2), (5, 2))
+
+
+async def test_a_record_says_how_many_writes_there_were():
+    async def sequence() -> int:
+        found = await store.get("Counter:ada")
+        assert found is not None
+        return unpack(found.data)[0].sequence
+
+    store = FaultyStore(MemoryStore())
+    async with Persistence(store) as persistence:
+        counter = Counter()
+        await persistence.hibernate("ada", counter)
+        await persistence.hibernate("ada", counter)
+        assert await sequence() == 2
+    clock = ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock) as counters:
+        await counters.call("ada", Counter.increment)
+        assert await sequence() == 3
+        store.fail("put", OutcomeUnknownError("lost"), after=True)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await pass_time(clock, call.done)
+        assert await sequence() == 5  # what had landed, and what was put on top of it

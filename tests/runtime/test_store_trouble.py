@@ -821,3 +821,27 @@ async def test_a_save_while_a_put_is_tried_again_waits_for_that_and_puts_nothing
         assert [await outcome(save) for save in saves] == [None, None]
         assert store.calls["put"] == 2
         assert (await stored(store.inner)).count == 2
+
+
+@pytest.mark.parametrize("how", ["down", "superseded"])
+async def test_a_shared_call_behind_a_put_that_fails_was_not_made_or_goes_to_the_next_life(how):
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, shared=True, clock=clock, store_patience=3) as counters:
+        await counters.call("ada", Counter.increment)
+        if how == "down":
+            store.fail("put", down, times=math.inf)
+        gate = store.hold("put")
+        write = asyncio.create_task(counters.call("ada", Counter.increment))
+        await gate.reached()
+        read = asyncio.create_task(counters.call("ada", Counter.read))
+        await rest()
+        if how == "superseded":
+            await write_behind(store.inner, 10)
+        gate.release()
+        await pass_time(clock, lambda: write.done() and read.done())
+        if how == "down":
+            assert [type(await outcome(call)) for call in (write, read)] == [StoreUnavailableError, int]
+            assert await outcome(read) == 1  # the change was rolled back
+        else:
+            assert [type(await outcome(write)), await outcome(read)] == [SupersededError, 11]
+        store.heal()
