@@ -287,3 +287,15 @@ async def test_nobody_leaves_in_the_middle_of_a_call():
         assert await call == 0
         await stop
         assert not counters.keys()
+
+
+async def test_who_stops_waiting_for_a_thaw_keeps_nobody_else_from_it():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        gate = store.hold("get")
+        waiting = [asyncio.create_task(counters.get("ada")) for _ in range(3)]
+        await gate.reached()
+        waiting[0].cancel()
+        await rest()
+        gate.release()
+        assert [(await outcome(task)).key for task in waiting[1:]] == ["ada", "ada"]

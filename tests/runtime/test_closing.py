@@ -529,3 +529,12 @@ async def test_a_system_that_is_closed_while_it_opens_is_closed_when_that_is_don
     with pytest.raises(ClosedError):
         await counters.call("ada", Counter.increment)
     assert store._leases == 0
+
+
+async def test_an_agent_that_could_not_be_stored_is_tried_again_until_the_deadline():
+    store = FaultyStore(MemoryStore())
+    manager, clock = await opened(store=store, durability="hibernate", store_patience=0)
+    await manager.call("ada", Counter.increment)
+    store.fail("put", down, times=3)
+    assert await closed(manager, clock) is None
+    assert (await stored(store.inner)).count == 1

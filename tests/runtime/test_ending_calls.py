@@ -393,3 +393,32 @@ async def test_that_a_call_was_too_slow_is_told_when_what_it_saw_is_durable():
         gate.release()
         assert isinstance(await outcome(slow), TurnTimeoutError)
         assert await outcome(first) == 1
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+async def test_a_call_that_is_ended_keeps_nothing_whatever_on_error_says(how):
+    clock = ManualClock()
+    options = {"durability": "hibernate", "on_error": "keep", "turn_timeout": 10, "clock": clock}
+    async with InstanceManager(Writer, store=MemoryStore(), context={"saw": []}, **options) as manager:
+        call = asyncio.create_task(manager.call("a", Writer.write, asyncio.Event()))
+        await until(lambda: manager.inspect("a").running)
+        if how == "cancel":
+            assert manager.cancel("a")
+        else:
+            clock.advance(10)
+        assert isinstance(await outcome(call), TurnCancelledError if how == "cancel" else TurnTimeoutError)
+        assert (await manager.state("a")).words == []
+
+
+async def test_the_time_of_an_interleaved_call_ends_with_it():
+    class Looked(Writer):
+        @interleave
+        async def look(self) -> int:
+            return len(self.words)
+
+    clock = ManualClock()
+    async with InstanceManager(Looked, clock=clock, turn_timeout=10, context={}) as manager:
+        await manager.get("a")
+        before = clock.timers
+        assert await manager.call("a", Looked.look) == 0
+        assert clock.timers == before

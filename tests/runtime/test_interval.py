@@ -257,3 +257,68 @@ async def test_no_timer_outlives_its_agent(end):
         else:
             await counters.stop("ada")
         assert (counters.keys(), clock.timers) == ([], before)
+
+
+async def test_a_save_behind_a_put_does_not_wait_for_the_interval():
+    manager, store, _ = managed()
+    async with manager as counters:
+        await counters.call("ada", Counter.increment)
+        gate = store.hold("put")
+        first = asyncio.create_task(counters.save("ada"))
+        await gate.reached()
+        await counters.call("ada", Counter.increment)
+        second = asyncio.create_task(counters.save("ada"))
+        await rest()
+        gate.release()
+        assert [await outcome(first), await outcome(second)] == [None, None]
+        assert (await stored(store.inner)).count == 2
+
+
+async def test_a_save_during_a_delete_that_fails_is_done_after_it():
+    manager, store, _ = managed()
+    async with manager as counters:
+        await counters.call("ada", Counter.increment)
+        await counters.save("ada")
+        await counters.call("ada", Counter.increment)
+        store.fail("delete", StoreUnavailableError("down"))
+        gate = store.hold("delete")
+        delete = asyncio.create_task(counters.delete("ada"))
+        await gate.reached()
+        save = asyncio.create_task(counters.save("ada"))
+        await rest()
+        assert not save.done()
+        gate.release()
+        assert isinstance(await outcome(delete), StoreUnavailableError)
+        assert await outcome(save) is None
+        assert (await stored(store.inner)).count == 2
+
+
+class Teller(Counter, name="teller"):
+    async def on_start(self, context) -> None:
+        self.context = context
+
+    async def pass_on(self) -> int:
+        self.count += 1
+        self.context["tellers"].tell("other", Teller.increment)
+        return self.count
+
+    async def count_on(self):
+        for _ in range(3):
+            self.count += 1
+            yield self.count
+
+
+async def test_nothing_that_leaves_a_call_waits_for_the_interval():
+    context: dict[str, InstanceManager] = {}
+    manager, store, _ = managed(Teller, context=context)
+    async with manager as tellers:
+        context["tellers"] = tellers
+        assert await outcome(tellers.call("ada", Teller.pass_on)) == 1
+        await rest()
+        assert await outcome(tellers.call("other", Teller.nothing)) == 1
+
+        async def items() -> list[int]:
+            return [item async for item in tellers.call("ada", Teller.count_on)]
+
+        assert await outcome(items()) == [2, 3, 4]
+        assert store.calls["put"] == 0

@@ -845,3 +845,21 @@ async def test_a_shared_call_behind_a_put_that_fails_was_not_made_or_goes_to_the
         else:
             assert [type(await outcome(write)), await outcome(read)] == [SupersededError, 11]
         store.heal()
+
+
+async def test_who_waits_for_its_turn_when_patience_ends_is_told_too():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock, store_patience=3) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", lambda: OutcomeUnknownError("lost"), times=math.inf)
+        first = asyncio.create_task(counters.call("ada", Counter.increment))
+        await rest()
+        waiting = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(3)]
+        await rest()
+        late = clock.monotonic() + 4
+        await pass_time(clock, lambda: clock.monotonic() > late)
+        assert isinstance(await outcome(first), OutcomeUnknownError)
+        assert [type(await outcome(call)) for call in waiting] == [StoreUnavailableError] * 3
+        store.heal()
+        await pass_time(clock, lambda: not counters.stats().dirty)
+        assert (await stored(store.inner)).count == 2
