@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from struct import Struct as Layout
 from typing import Any, Generic, Self, TypeVar
 
@@ -70,6 +70,8 @@ class Loaded(Generic[A]):
     store_key: str
     revision: Revision
     sequence: int
+    unsettled: bool
+    """Whether another thaw of the same record would give something else, such as a new id made by an upcast."""
 
 
 class Keeper(Generic[A]):
@@ -158,18 +160,23 @@ class Keeper(Generic[A]):
                 f"{where}: the record holds {was}, and the class now does it the other way: "
                 "keep dump and load, or migrate the record"
             )
-        agent, extras = self._schema.decode(
+        decode = partial(
+            self._schema.decode,
             body,
             version=header.version,
             fingerprint=header.fingerprint,
             has_extras=bool(header.flags & EXTRAS),
             key=key,
         )
+        agent, extras = decode()
         give_key(agent, key)
+        unsettled = False
         same = header.version == self._schema.version and header.fingerprint == self._schema.fingerprint
         if extras or not (same and self._schema.repeats):
+            before = body
             try:
                 body = self.encode(agent, extras, any_size=True)
+                unsettled = body != before and self.encode(*decode(), any_size=True) != body
             except AgentStateError as error:
                 kind = CorruptRecordError if same and not self.kind.custom else MigrationError
                 raise kind(f"{where}: what the record holds could not be stored again, so it stays: {error}") from None
@@ -181,6 +188,7 @@ class Keeper(Generic[A]):
             store_key,
             stored.revision,
             header.sequence,
+            unsettled,
         )
 
     def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING, *, any_size: bool = False) -> bytes:
@@ -299,7 +307,7 @@ class Persistence:
         lines: dict[str, _Line] = agent.__dict__.get(_LINES, {})
         line = lines.get(key)
         if line is None:
-            extras = next(iter(lines.values())).extras if lines else {}
+            extras = next(iter(lines.values())).extras if lines else _NOTHING
             line = _Line(keeper.store_key(key), Expect.ABSENT, 0, extras, (), set())
             for former in keeper.store_keys(key)[1:]:
                 if await self.store.head(former) is not None:

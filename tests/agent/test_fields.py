@@ -626,9 +626,9 @@ def test_a_constraint_stays_beside_a_union() -> None:
 
 def test_the_shape_names_fields_and_types_but_no_modules() -> None:
     assert codec(list[Message | Leaf]).shape(set()) == (
-        "list[Message(at?:datetime|None,tags?:list[str],text:str)|Leaf(value:int)]"
+        "list[Message(text:str,at?:datetime|None,tags?:list[str])|Leaf(value:int)]"
     )
-    assert codec(Tree).shape(set()) == "Tree(children?:list[Tree],value:int)"
+    assert codec(Tree).shape(set()) == "Tree(value:int,children?:list[Tree])"
     assert codec(Color).shape(set()) != codec(Level).shape(set())
     assert codec(Annotated[int, msgspec.Meta(ge=0)]).shape(set()) == "int(ge=0)"
     assert codec(UserMsg).shape(set()) == "UserMsg(role?:Literal[user],text:str)"

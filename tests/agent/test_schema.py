@@ -305,7 +305,7 @@ def test_the_fingerprint_is_that_of_the_fields_and_their_types() -> None:
     first = schema(V1).fingerprint
     assert len(first) == 8
     assert schema(V1Again, name="other").fingerprint == first
-    assert schema(Reordered).fingerprint == schema(Ordered).fingerprint
+    assert schema(Reordered).fingerprint != schema(Ordered).fingerprint  # whose records have other bytes
     assert len({first, schema(V1Float).fingerprint, schema(V1Required).fingerprint, schema(Cart).fingerprint}) == 4
 
 

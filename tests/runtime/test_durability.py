@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import uuid
+from typing import Any
 
+import msgspec
 import pytest
 from agents import Counter
+from waiting import reports
 
-from overwinter import Agent, InstanceManager, MemoryStore, Persistence, readonly
+from overwinter import Agent, InstanceManager, MemoryStore, Persistence, readonly, transient, upcast
 from overwinter.errors import (
     MailboxFullError,
     OutcomeUnknownError,
@@ -538,3 +543,151 @@ async def test_another_agents_superseded_error_is_not_ones_own():
         with pytest.raises(SupersededError, match="Counter 'ada'"):
             await outers.call("o", Outer.go)
     assert runs == [1]
+
+
+class Ticket(Agent, name="ticket"):
+    number: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    uses: int = 0
+
+    @readonly
+    async def show(self) -> str:
+        return self.number
+
+
+class Plain(Agent, name="ticket"):
+    uses: int = 0
+
+    async def use(self) -> None:
+        self.uses += 1
+
+
+class Stamped(Agent, name="ticket", version=2):
+    number: str
+    uses: int = 0
+
+    @staticmethod
+    @upcast(since=1)
+    def _number(old: dict[str, Any]) -> dict[str, Any]:
+        return {**old, "number": uuid.uuid4().hex}
+
+    @readonly
+    async def show(self) -> str:
+        return self.number
+
+
+@pytest.mark.parametrize("durability", ["call", "hibernate"])
+@pytest.mark.parametrize(("before", "kind"), [(None, Ticket), (Plain, Ticket), (Plain, Stamped)])
+async def test_what_a_default_or_an_upcast_made_anew_is_stored_before_anybody_sees_it(before, kind, durability):
+    store = FaultyStore(MemoryStore())
+    if before is not None:
+        async with InstanceManager(before, store=store) as manager:
+            await manager.call("a", before.use)
+    puts = store.calls["put"]
+    async with InstanceManager(kind, store=store, durability=durability) as manager:
+        shown = await manager.call("a", kind.show)
+        assert store.calls["put"] - puts == (durability == "call")
+    async with InstanceManager(kind, store=store) as manager:
+        assert await manager.call("a", kind.show) == shown
+    assert store.calls["put"] - puts == 1
+
+
+async def test_a_default_that_is_always_alike_is_not_stored_for_being_seen():
+    class Usual(Agent):
+        numbers: list[int] = msgspec.field(default_factory=lambda: [1, 2])
+        names: list[str] = []
+
+        @readonly
+        async def show(self) -> list[int]:
+            return list(self.numbers)
+
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Usual, store=store) as manager:
+        assert await manager.call("a", Usual.show) == [1, 2]
+    assert store.calls["put"] == 0
+
+
+async def test_a_field_of_another_name_in_the_record_keeps_what_was_acknowledged_over_changes_of_the_class():
+    class First(Agent, name="account"):
+        balance: int = msgspec.field(default=0, name="bal")
+        left: set[int] | list[int] = []
+
+        async def add(self, by: int) -> int:
+            self.balance += by
+            return self.balance
+
+    class Second(Agent, name="account"):
+        note: str = ""
+        balance: int = msgspec.field(default=0, name="bal")
+
+        async def add(self, by: int) -> int:
+            self.balance += by
+            return self.balance
+
+        async def fail(self) -> None:
+            raise ValueError("as asked")
+
+    store = MemoryStore()
+    async with InstanceManager(First, store=store) as manager:
+        assert await manager.call("a", First.add, 5) == 5
+    async with InstanceManager(Second, store=store) as manager:
+        assert await manager.call("a", Second.add, 100) == 105
+        with pytest.raises(ValueError, match="as asked"):
+            await manager.call("a", Second.fail)
+        assert await manager.call("a", Second.add, 1) == 106
+    async with InstanceManager(Second, store=store) as manager:
+        assert (await manager.state("a")).balance == 106
+
+
+async def test_a_class_whose_fields_were_moved_changes_nothing_by_being_read():
+    class Before(Agent, name="moved"):
+        a: int = 1
+        b: int = 2
+
+        async def set(self, a: int) -> None:
+            self.a = a
+
+    class After(Agent, name="moved"):
+        b: int = 2
+        a: int = 1
+
+        @readonly
+        async def read(self) -> tuple[int, int]:
+            return self.a, self.b
+
+    store, seen = FaultyStore(MemoryStore()), reports()
+    async with InstanceManager(Before, store=store) as manager:
+        await manager.call("x", Before.set, 7)
+    async with InstanceManager(After, store=store) as manager:
+        assert await manager.call("x", After.read) == (7, 2)
+    assert (seen, store.calls["put"]) == ([], 1)
+
+
+async def test_a_rollback_takes_back_what_a_load_of_ones_own_made_beside_the_fields():
+    class Words(Agent, name="words"):
+        count: int = 0
+        words: list[str] = transient()
+
+        def dump(self) -> list[str]:
+            return getattr(self, "words", [])
+
+        @classmethod
+        def load(cls, data: list[str], version: int) -> Words:
+            made = cls(count=len(data))
+            made.words = data
+            return made
+
+        async def on_start(self) -> None:
+            self.words = getattr(self, "words", [])
+
+        async def add(self, word: str) -> None:
+            self.words.append(word)
+            if word == "bad":
+                raise ValueError(word)
+
+    store = MemoryStore()
+    async with InstanceManager(Words, store=store) as manager:
+        for word in ("good", "bad", "good"):
+            with contextlib.suppress(ValueError):
+                await manager.call("a", Words.add, word)
+    async with InstanceManager(Words, store=store) as manager:
+        assert (await manager.state("a")).words == ["good", "good"]

@@ -554,3 +554,16 @@ async def test_a_call_to_another_agent_leaves_at_once_and_stays():
             await senders.call("a", Sender.send)
         assert (await senders.state("a")).n == 0
         assert await counters.call("ada", Counter.read) == 1
+
+
+async def test_an_attribute_first_set_in_a_call_that_only_reads_fails_that_call_and_no_other():
+    class Peeker(Counter, name="peeker"):
+        @readonly
+        async def peek(self) -> int:
+            self.cache = 1
+            return self.count
+
+    async with InstanceManager(Peeker, store=MemoryStore()) as manager:
+        with pytest.raises(AgentStateError, match="'cache' was first set in a call"):
+            await manager.call("a", Peeker.peek)
+        assert await manager.call("a", Peeker.increment) == 1

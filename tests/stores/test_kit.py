@@ -62,6 +62,11 @@ async def test_sleepers_wake_when_their_time_has_come():
     await clock.sleep(0)
 
 
+async def test_until_takes_no_async_function():
+    with pytest.raises(TypeError, match="plain function"):
+        await until(asyncio.get_running_loop().create_future)  # true, as whatever an async function returns
+
+
 async def test_until_gives_up():
     with pytest.raises(AssertionError, match="not true within"):
         await until(lambda: False, limit=0.01)

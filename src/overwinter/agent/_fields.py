@@ -19,7 +19,7 @@ from ._leaves import SCALARS, AnyCodec, Constrained, EnumCodec, LiteralCodec, Mo
 from ._models import dec_hook, is_model
 from ._records import RecordCodec, fields_of, record_kind
 
-__all__ = ["Codec", "UnresolvedAnnotation", "agent_codec", "codec", "dec_hook"]
+__all__ = ["PLAIN_MAKERS", "Codec", "UnresolvedAnnotation", "agent_codec", "codec", "dec_hook", "default_maker"]
 
 
 class UnresolvedAnnotation(TypeError):  # noqa: N818  # a TypeError that may go away by itself, not one more kind of failure
@@ -39,6 +39,8 @@ _ABSTRACT: dict[Any, type] = {
 _Default = msgspec.defstruct("_Default", [("made", "set[int]", set[int]())])
 _FACTORY = type(cast("object", _Default.__struct_defaults__[0]))
 """What a default that is made anew for each object is; msgspec doesn't export it."""
+PLAIN_MAKERS = (None, list, dict, set, bytearray)
+"""Those whose defaults are all alike."""
 _ITEMS = (list, set, frozenset)
 _WAY_OUT = "mark the field transient(), or override dump and load"
 _INSTEAD = {
@@ -90,6 +92,11 @@ def agent_codec(cls: Any) -> RecordCodec:
                 "list, set or dict may stand as it is, other values that change need msgspec.field(default_factory=…)"
             )
     return found
+
+
+def default_maker(default: Any) -> Any:
+    """The function that makes a field's default, if one does."""
+    return cast("Any", default).factory if type(default) is _FACTORY else None
 
 
 def _settle(found: Codec, where: str) -> None:

@@ -116,7 +116,7 @@ def unknown_fields(codec: RecordCodec, agent: Any, body: bytes, name: str, key: 
         NewerRecordError: one of them can't be kept.
     """
     # as raw bytes, so that they are written back as they were; copied, so that they don't keep the record in memory
-    fields = {field.name for field in codec.fields}
+    fields = {field.wire for field in codec.fields}
     top = {each: raw.copy() for each, raw in _raw_fields(body).items() if each not in fields}
     if not any(part.has_fields for part in codec.parts) or not any(_unknown(codec, agent, _plain(body))):
         return top

@@ -264,6 +264,6 @@ class RecordCodec(Bodied):
         if self.annotation in seen:
             return self.label
         seen.add(self.annotation)
-        fields = (f"{f.wire}{'' if f.required else '?'}:{f.codec.shape(seen)}" for f in sorted(self.fields))
+        fields = (f"{f.wire}{'' if f.required else '?'}:{f.codec.shape(seen)}" for f in self.fields)
         tag = f"#{self._config.tag}" if self._config is not None and self._config.tag is not None else ""
         return f"{self.label}{tag}{'[' if self._array else '('}{','.join(fields)})"

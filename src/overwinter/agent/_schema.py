@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ._codec import LIMIT, Codec, encode_plain, reach, too_deep
 from ._compare import difference
-from ._fields import UnresolvedAnnotation, agent_codec
+from ._fields import PLAIN_MAKERS, UnresolvedAnnotation, agent_codec, default_maker
 from ._leaves import AnyCodec, ModelCodec
 from ._leftovers import Leftovers, unknown_fields
 from ._models import enc_hook, safe_text
@@ -94,6 +94,11 @@ class Schema(Generic[A]):
         return not self.custom and self.ordered and self._exact
 
     @cached_property
+    def makes_defaults(self) -> bool:
+        """Whether a field's default is made by a function that may make another one each time."""
+        return any(default_maker(default) not in PLAIN_MAKERS for default in self.cls.__struct_defaults__)
+
+    @cached_property
     def _has_models(self) -> bool:
         return any(isinstance(part, ModelCodec) for part in reach(self._codec))
 
@@ -157,7 +162,7 @@ class Schema(Generic[A]):
         if codec.plain_dump and not extras:
             return encode_plain(agent)
         plain = codec.plain_dump
-        fields = {name: getattr(agent, name) for name in agent.__struct_fields__} if plain else codec.to_wire(agent)
+        fields = {each.wire: getattr(agent, each.name) for each in codec.fields} if plain else codec.to_wire(agent)
         body = encode_plain({**fields, **extras})
         return extras.add_to(agent, body) if isinstance(extras, Leftovers) else body
 
@@ -310,10 +315,10 @@ class Schema(Generic[A]):
         """Let an upcast return real values too, where the wire has a form of our own for them."""
         data = dict(data)
         for field in self._codec.fields:
-            if field.name in data and not field.codec.plain_dump:
-                value = data[field.name]
+            if field.wire in data and not field.codec.plain_dump:
+                value = data[field.wire]
                 if not _is_wire(field.codec, value) and field.codec.fits(value, LIMIT - 1):
-                    data[field.name] = field.codec.to_wire(value)
+                    data[field.wire] = field.codec.to_wire(value)
         return data
 
     def _load(self, body: bytes, version: int, where: str) -> A:
@@ -341,6 +346,8 @@ class Schema(Generic[A]):
         before = self.copy(body, extras)
         for name in agent.__struct_fields__:
             setattr(agent, name, getattr(before, name))
+        if self.custom:  # whose load() may set more than fields, and whose dump() may say what that became
+            vars(agent).update(vars(before))
 
     def copy(self, body: bytes, extras: Mapping[str, Any] = _NOTHING) -> A:
         """A detached agent from bytes that ``encode`` made; *extras*, if given, are then those of the copy."""

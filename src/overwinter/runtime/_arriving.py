@@ -248,7 +248,8 @@ class Arriving(Performer[A]):
             self.agent = loaded.agent
             ledger.thawed(loaded)
             home.thawed += 1
-            return False
+            ledger.owed = loaded.unsettled
+            return ledger.owed
         if missing == "raise":
             raise AgentNotFoundError(
                 f'{self._who}: nothing is stored under this key; missing="create" starts a fresh agent'
@@ -257,8 +258,17 @@ class Arriving(Performer[A]):
         give_key(self.agent, self.key)
         ledger.begin(home.keeper.encode(self.agent))
         home.created += 1
-        ledger.owed = initial is not None
+        ledger.owed = initial is not None or not self._is_born_so()
         return ledger.owed
+
+    def _is_born_so(self) -> bool:
+        """Whether each fresh agent of the class is as this one: no default is made anew, such as an id or a time."""
+        home = self.home
+        if not home.kind.schema.makes_defaults:
+            return True
+        twin = home.kind.schema.fresh(None, self.key)
+        give_key(twin, self.key)
+        return home.keeper.encode(twin) == self.ledger.cur_body
 
     async def _on_start(self) -> list[Effect]:
         kind, agent = self.home.kind, self.agent

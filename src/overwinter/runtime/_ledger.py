@@ -134,7 +134,7 @@ class Ledger(Gate):
         self._since: float | None = None  # when the first change after the version that is being put was made
         self.lost = False
         self.owed = False
-        """Whether what it came alive with is stored nowhere, and can't be had again: an ``initial`` state."""
+        """Whether what it came alive with is stored nowhere, and can't be had again: an ``initial`` state, a new id."""
         self._held_back = False  # waits until there are fewer bytes on their way
         self.paused = False
         """While it is being deleted: nothing is put."""

@@ -426,8 +426,11 @@ class Performer(IdleMember, Generic[A]):
             raise ledger.superseded()
         if not turn.readonly:
             self._seal(turn.receipt, ledger.cur != turn.since)
-        elif self.home.strict and not self.turns.writing:
-            self._check_unchanged()
+        elif not self.turns.writing:
+            if self.home.strict:
+                self._check_unchanged()
+            elif not self._settable.issuperset(self.agent.__dict__):
+                raise self._stray()
         if turn.effects:
             ledger.when_durable(ledger.cur, turn.effects)
             turn.effects = None
@@ -443,15 +446,25 @@ class Performer(IdleMember, Generic[A]):
             self._restore(self.ledger.cur_body)
             raise ReadonlyError(f"{self._who}: a @readonly call changed the state; it was undone: take @readonly away")
 
+    def _stray(self) -> AgentStateError:
+        """The error of attributes that nobody declared; they are taken back."""
+        stray = self._drop_strays()[0]
+        return AgentStateError(
+            f"{self._who}: attribute {stray!r} was first set in a call, and would melt with this life: "
+            f"annotate it in the class body to keep it ({stray}: int = 0), "
+            f"or declare it {stray}: ... = transient(), or set it in on_start"
+        )
+
+    def _drop_strays(self) -> list[str]:
+        strays = sorted(self.agent.__dict__.keys() - self._settable)
+        for stray in strays:
+            del vars(self.agent)[stray]
+        return strays
+
     def _seal(self, receipt: Receipt | None = None, changed: bool = False) -> None:
         agent, ledger = self.agent, self.ledger
         if not self._settable.issuperset(agent.__dict__):
-            stray = min(agent.__dict__.keys() - self._settable)
-            raise AgentStateError(
-                f"{self._who}: attribute {stray!r} was first set in a call, and would melt with this life: "
-                f"annotate it in the class body to keep it ({stray}: int = 0), "
-                f"or declare it {stray}: ... = transient(), or set it in on_start"
-            )
+            raise self._stray()
         body = self.home.keeper.encode(agent, ledger.extras)
         if body != ledger.cur_body or (receipt is not None and changed):
             ledger.advance(body, receipt)
@@ -480,8 +493,7 @@ class Performer(IdleMember, Generic[A]):
 
     def _restore(self, body: bytes) -> None:
         agent, kind = self.agent, self.home.kind
-        for stray in agent.__dict__.keys() - self._settable:
-            del vars(agent)[stray]
+        self._drop_strays()
         try:
             kind.schema.restore(agent, body, self.ledger.extras)
         except Exception as error:  # noqa: BLE001  # a load() of the class's own may raise anything

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import inspect
 import itertools
 import time
 from collections.abc import Callable
@@ -88,9 +89,11 @@ async def until(predicate: Callable[[], object], limit: float = 5.0) -> None:
     """Let the loop run until *predicate* is true; ``AssertionError`` if it is not within *limit* real seconds."""
     end = time.monotonic() + limit
     passes = 0
-    while not predicate():
+    while not (answer := predicate()):
         if time.monotonic() >= end:
             raise AssertionError(f"not true within {limit:g} s: {getattr(predicate, '__qualname__', predicate)!s}")
         # What happens in the loop alone is over within some passes; a thread or a disk needs real time.
         await asyncio.sleep(0 if passes < 100 else 0.001)
         passes += 1
+    if inspect.isawaitable(answer):
+        raise TypeError("until() takes a plain function: what an async one returns is true before it has run")
