@@ -8,8 +8,9 @@ import dataclasses
 import pathlib
 from abc import abstractmethod
 from collections.abc import AsyncIterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+import attrs
 import msgspec
 import pytest
 
@@ -43,6 +44,43 @@ class Annotated:
 
 class AnnotatedStruct(msgspec.Struct):
     note: str = ""
+
+
+@dataclasses.dataclass
+class Coin:
+    worth: int
+
+
+@dataclasses.dataclass
+class Uncopied:
+    worth: int
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError
+
+
+@dataclasses.dataclass
+class Bag(dict):
+    name: str = ""
+
+
+@dataclasses.dataclass
+class Failed(Exception):
+    code: int
+
+
+class Slots:
+    __slots__ = ("hidden",)
+
+
+@dataclasses.dataclass(slots=True)
+class OnSlots(Slots):
+    shown: int
+
+
+@attrs.define
+class AttrsOnSlots(Slots):
+    shown: int
 
 
 def gap_in_the_upcasts():
@@ -291,6 +329,61 @@ def a_default_made_by_dataclasses():
         tags: list[str] = dataclasses.field(default_factory=list)
 
 
+def an_empty_default_of_another_type():
+    class Bad(Agent):
+        tags: set[int] = {}
+
+
+def an_empty_list_for_a_tuple():
+    class Bad(Agent):
+        tags: tuple[int, ...] = []
+
+
+def a_default_that_does_not_fit_64_bits():
+    class Bad(Agent):
+        count: int = 2**70
+
+
+def a_default_of_a_wrong_dataclass():
+    class Bad(Agent):
+        coin: Coin = Coin("penny")
+
+
+def a_default_that_can_not_be_copied():
+    class Bad(Agent):
+        coin: Uncopied = Uncopied(1)
+
+
+def a_literal_beyond_64_bits():
+    class Bad(Agent):
+        kind: Literal[9223372036854775808] | None = None
+
+
+def an_annotation_that_is_no_expression():
+    class Bad(Agent):
+        count: "int |" = 0  # noqa: F722
+
+
+def a_dataclass_that_is_a_dict():
+    class Bad(Agent):
+        bag: Bag | None = None
+
+
+def a_dataclass_that_is_an_exception():
+    class Bad(Agent):
+        failed: list[Failed] = []
+
+
+def a_dataclass_with_a_slot_of_its_base():
+    class Bad(Agent):
+        slotted: OnSlots | None = None
+
+
+def an_attrs_class_with_a_slot_of_its_base():
+    class Bad(Agent):
+        slotted: AttrsOnSlots | None = None
+
+
 def load_with_too_few_parameters():
     class Bad(Agent):
         def dump(self) -> Any:
@@ -357,6 +450,17 @@ BAD = [
     (a_mutable_default_with_something_in_it, r"default_factory"),
     (a_default_of_another_type, r"Bad.*count.*default is a str, not int"),
     (a_default_made_by_dataclasses, r"Bad.*tags.*default is a Field, not list.*default_factory"),
+    (an_empty_default_of_another_type, r"Bad.*tags.*default is a dict, not set\[int\]"),
+    (an_empty_list_for_a_tuple, r"Bad.*tags.*default is a list, not tuple"),
+    (a_default_that_does_not_fit_64_bits, r"Bad.*count: default: an int of more than 64 bits"),
+    (a_default_of_a_wrong_dataclass, r"Bad.*coin: default\.worth: expected int, got str"),
+    (a_default_that_can_not_be_copied, r"Bad.*coin.*a Uncopied, can't be copied.*default_factory"),
+    (a_literal_beyond_64_bits, r"Bad.*kind.*Literal.*use int"),
+    (an_annotation_that_is_no_expression, r"Bad.*annotation of Bad is no expression"),
+    (a_dataclass_that_is_a_dict, r"Bad.*bag.*Bag is a subclass of dict.*make that a field"),
+    (a_dataclass_that_is_an_exception, r"Bad.*failed.*Failed is a subclass of Exception.*make that a field"),
+    (a_dataclass_with_a_slot_of_its_base, r"Bad.*OnSlots has a slot hidden from Slots.*make it a field"),
+    (an_attrs_class_with_a_slot_of_its_base, r"Bad.*AttrsOnSlots has a slot hidden from Slots.*make it a field"),
     (load_with_too_few_parameters, r"Bad.*'load'.*version"),
     (dump_with_a_parameter, r"Bad.*'dump'"),
     (on_stop_with_a_parameter, r"Bad.*'on_stop'"),

@@ -58,6 +58,26 @@ class Mixed(enum.Enum):
     PAIR = (1, 2)
 
 
+class Open(enum.Enum):
+    """Kept by its names; what it is asked for and hasn't, it makes up."""
+
+    PAIR = (1, 2)
+    TEXT = "text"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Open:
+        made = object.__new__(cls)
+        made._value_, made._name_ = value, f"UNKNOWN_{value}"
+        return made
+
+
+class Huge(enum.Enum):
+    """Has a value that MessagePack's readers don't take for an enum's."""
+
+    ONE = 1
+    MUCH = 2**63
+
+
 class Rights(enum.Flag):
     READ = enum.auto()
     WRITE = enum.auto()
@@ -110,6 +130,12 @@ class Part:
 class Pair(NamedTuple):
     left: int
     right: str | None = None
+
+
+@attrs.define
+class FromItself:
+    first: int
+    all: list[int] = attrs.Factory(lambda self: [self.first], takes_self=True)
 
 
 class Options(TypedDict):
@@ -398,6 +424,8 @@ LIES: list[tuple[Any, Any, str]] = [
     (Literal["a", 1], True, "got bool"),
     (Literal["a", 1], "b", "got another str"),
     (Color, "red", "expected Color, got str"),
+    (Open, Open("secret"), "a value of Open that is none of its members"),
+    (list[Open | None], [Open("secret")], r"field\[0\]: a value of Open that is none"),
     (Options, {}, r"field\.depth: missing"),
     (Options, {"depth": 1, "extra": 2}, "holds 1 more than Options declares"),
     (Options, {"depth": 1, "name": 2}, r"field\.name: expected str"),
@@ -552,6 +580,17 @@ def test_what_is_written_for_a_set_does_not_depend_on_its_history() -> None:
 def test_a_set_does_not_change_what_msgspec_would_write() -> None:
     assert wire(Renamed, Renamed("n", {2, 1})) == {"type": "r", "longName": "n", "otherName": [1, 2]}
     assert wire(Row, Row(1, frozenset({"b", "a"}))) == [1, ["a", "b"]]
+
+
+@pytest.mark.parametrize("kind", [Open, Huge])
+def test_an_enum_that_msgspec_can_not_read_is_kept_by_its_names(kind: Any) -> None:
+    assert [wire(kind, member) for member in kind] == [member.name for member in kind]
+    assert all(round_trip(kind, member) is member for member in kind)
+
+
+def test_an_attrs_default_may_be_made_from_the_object() -> None:
+    assert round_trip(FromItself, FromItself(1, [5])) == FromItself(1, [5])
+    assert codec(FromItself).decode(encode_plain({"first": 1})) == FromItself(1, [1])
 
 
 def test_a_hidden_attrs_field_is_not_lost() -> None:

@@ -17,6 +17,7 @@ from msgspec import StructMeta
 
 from ..errors import UsageError
 from ._checks import check_fields, check_hook, check_init, check_keywords
+from ._defaults import own_default
 from ._schema import Schema, UnresolvedAnnotation, collect_upcasts, is_upcast
 from ._signals import Route, signal_types
 
@@ -111,6 +112,13 @@ def _take_transients(clsname: str, ns: dict[str, Any]) -> frozenset[str]:
     return names
 
 
+def _own_defaults(ns: dict[str, Any]) -> None:
+    """Make a factory of each default that can change, before msgspec would let all agents share it."""
+    for name, hint in ns.get("__annotations__", {}).items():
+        if name in ns and "ClassVar" not in str(hint):
+            ns[name] = own_default(ns[name])
+
+
 def _check_base(clsname: str, base: type) -> None:
     """Fields come from agents alone: msgspec would pass over the annotations of any other base in silence."""
     for parent in base.__mro__:
@@ -149,6 +157,7 @@ class AgentMeta(StructMeta, ABCMeta):
             )
         check_init(f"agent class {clsname}", ns)
         transients = _take_transients(clsname, ns)
+        _own_defaults(ns)
         for base in bases:
             _check_base(clsname, base)
         cls = super().__new__(mcls, clsname, bases, ns, kw_only=True, dict=True, weakref=True)

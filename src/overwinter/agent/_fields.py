@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 import msgspec
 
-from ._codec import LIMIT, Codec, reach
+from ._codec import Codec, reach
 from ._containers import DictCodec, FixedTupleCodec, ItemsCodec, UnionCodec
+from ._defaults import check_default
 from ._leaves import SCALARS, AnyCodec, Constrained, EnumCodec, LiteralCodec, ModelCodec, scalar
 from ._models import dec_hook, is_model
 from ._records import RecordCodec, fields_of, record_kind
 
-__all__ = ["PLAIN_MAKERS", "Codec", "UnresolvedAnnotation", "agent_codec", "codec", "dec_hook", "default_maker"]
+__all__ = ["Codec", "UnresolvedAnnotation", "agent_codec", "codec", "dec_hook"]
 
 
 class UnresolvedAnnotation(TypeError):  # noqa: N818  # a TypeError that may go away by itself, not one more kind of failure
@@ -36,11 +37,6 @@ _ABSTRACT: dict[Any, type] = {
     collections.abc.Mapping: dict,
     collections.abc.MutableMapping: dict,
 }
-_Default = msgspec.defstruct("_Default", [("made", "set[int]", set[int]())])
-_FACTORY = type(cast("object", _Default.__struct_defaults__[0]))
-"""What a default that is made anew for each object is; msgspec doesn't export it."""
-PLAIN_MAKERS = (None, list, dict, set, bytearray)
-"""Those whose defaults are all alike."""
 _ITEMS = (list, set, frozenset)
 _WAY_OUT = "mark the field transient(), or override dump and load"
 _INSTEAD = {
@@ -86,17 +82,8 @@ def agent_codec(cls: Any) -> RecordCodec:
     for name, part in codecs.items():
         _settle(part, f"{where}: field {name}")
     for name, default in zip(reversed(names), reversed(cls.__struct_defaults__), strict=False):
-        if type(default) is not _FACTORY and default is not msgspec.NODEFAULT and not codecs[name].fits(default, LIMIT):
-            raise TypeError(
-                f"{where}: field {name}: its default is a {type(default).__name__}, not {codecs[name].label}; an empty "
-                "list, set or dict may stand as it is, other values that change need msgspec.field(default_factory=…)"
-            )
+        check_default(default, codecs[name], f"{where}: field {name}")
     return found
-
-
-def default_maker(default: Any) -> Any:
-    """The function that makes a field's default, if one does."""
-    return cast("Any", default).factory if type(default) is _FACTORY else None
 
 
 def _settle(found: Codec, where: str) -> None:
@@ -106,10 +93,10 @@ def _settle(found: Codec, where: str) -> None:
         if part.plain_load:
             try:
                 _ = part.native
-            except TypeError as error:
-                raise TypeError(f"{where}: {part.label} can't be kept ({error}): {_WAY_OUT}") from None
             except NameError as error:
                 raise _unresolved(where, part.label, error) from None
+            except Exception as error:  # noqa: BLE001  # msgspec has several words for no
+                raise TypeError(f"{where}: {part.label} can't be kept ({error}): {_WAY_OUT}") from None
 
 
 def _hints(cls: Any, where: str) -> dict[str, Any]:
@@ -117,6 +104,8 @@ def _hints(cls: Any, where: str) -> dict[str, Any]:
         return typing.get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise _unresolved(where, cls.__name__, error) from None
+    except SyntaxError as error:
+        raise TypeError(f"{where}: an annotation of {cls.__name__} is no expression ({error.msg}): mend it") from None
 
 
 def _unresolved(where: str, owner: str, error: NameError) -> UnresolvedAnnotation:
@@ -224,6 +213,8 @@ class _Walk:
         odd = next((value for value in arguments if type(value) not in (type(None), bool, int, str)), None)
         if odd is not None:
             raise self.refuse(f"a Literal of {type(odd).__name__}", "use None, bool, int and str, or the enum itself")
+        if any(type(value) is int and not -(2**63) <= value < 2**63 for value in arguments):
+            raise self.refuse("a Literal of an int beyond 2**63", "use int")
         return LiteralCodec(annotation, arguments)
 
     def _union(self, annotation: Any, arguments: tuple[Any, ...]) -> Codec:

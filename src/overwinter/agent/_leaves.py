@@ -113,15 +113,22 @@ class EnumCodec(Codec):
         try:
             decoder = msgspec.msgpack.Decoder(kind)
             return all(decoder.decode(encode_plain(member)) is member for member in members)
-        except (TypeError, ValueError, msgspec.MsgspecError):
+        except (TypeError, ValueError, OverflowError, NotImplementedError, msgspec.MsgspecError):
             return False
 
     def test(self, source: Source, var: str, depth: int) -> str:
-        return f"type({var}) is not {source.bind(self.gates[0])}"
+        kind = f"type({var}) is not {source.bind(self.gates[0])}"
+        if self.own_load:
+            return kind
+        return f"{kind} or {source.bind(self.annotation.__members__)}.get({var}._name_) is not {var}"
 
     def explain(self, value: Any, path: str, room: int) -> None:
         if type(value) is not self.gates[0]:
             raise misfit(path, self.label, value, self.gates)
+        if not self.own_load and self.annotation.__members__.get(getattr(value, "_name_", None)) is not value:
+            raise AgentStateError(  # such as what a _missing_ made up: nothing would find it by its name
+                f"{path}: a value of {self.label} that is none of its members, by whose names it is kept: add it as one"
+            )
 
     def to_wire(self, value: Any) -> Any:
         return value.name

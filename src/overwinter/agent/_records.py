@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from types import MappingProxyType
@@ -92,6 +93,20 @@ def _runs_code(cls: Any, kind: str) -> bool:
     return hasattr(cls, "__post_init__")
 
 
+def _hidden_state(cls: Any, kind: str) -> str | None:
+    """Say what a dataclass or attrs class holds beside its fields and ``__dict__``, where nobody looks."""
+    names = {name for name, *_ in fields_of(cls, kind)}
+    for base in cls.__mro__[:-1]:
+        held = cast("dict[str, Any]", vars(base))
+        if isinstance(held.get("__new__"), types.BuiltinFunctionType):  # its objects are made, and laid out, in C
+            return f"is a subclass of {base.__name__}, whose own content would be lost: make that a field"
+        if "__attrs_attrs__" not in held:  # attrs adds slots for what it caches
+            slots = {name for name, value in held.items() if isinstance(value, types.MemberDescriptorType)}
+            for name in sorted(slots - names):
+                return f"has a slot {name} from {base.__name__} that is no field and would be lost: make it a field"
+    return None
+
+
 class RecordCodec(Bodied):
     """A class with fields; the agent itself is one, whose other attributes are transient."""
 
@@ -107,9 +122,10 @@ class RecordCodec(Bodied):
             (dict,) if kind == "typeddict" else (cls,),
             frozenset({"array" if self._array else "map"}),
         )
-        # msgspec leaves out what attrs classes call with a leading underscore
+        # msgspec leaves out what attrs classes call with a leading underscore, and has no way with takes_self
         self.own_load = self.own_dump = not (
-            kind == "attrs" and any(a.name.startswith("_") for a in cls.__attrs_attrs__)
+            kind == "attrs"
+            and any(a.name.startswith("_") or getattr(a.default, "takes_self", False) for a in cls.__attrs_attrs__)
         )
         self.own_exact = not _runs_code(cls, kind)
 
@@ -132,6 +148,8 @@ class RecordCodec(Bodied):
                 f"{where}: dataclass {self.label} has an InitVar, which is not kept: "
                 "make it a field, or use a factory method"
             )
+        if self.kind in ("dataclass", "attrs") and (hidden := _hidden_state(self.cls, self.kind)):
+            raise TypeError(f"{where}: {self.kind} {self.label} {hidden}, or mark the agent's field transient()")
         if not self.plain_load and self._array and self.kind == "struct":
             raise TypeError(
                 f"{where}: Struct {self.label} is array_like and holds a union that needs tags: leave array_like out"

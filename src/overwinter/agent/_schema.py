@@ -24,7 +24,8 @@ from ..errors import (
 )
 from ._codec import LIMIT, Codec, encode_plain, reach, too_deep
 from ._compare import difference
-from ._fields import PLAIN_MAKERS, UnresolvedAnnotation, agent_codec, default_maker
+from ._defaults import is_made_anew
+from ._fields import UnresolvedAnnotation, agent_codec
 from ._leaves import AnyCodec, ModelCodec
 from ._leftovers import Leftovers, unknown_fields
 from ._models import enc_hook, safe_text
@@ -96,7 +97,7 @@ class Schema(Generic[A]):
     @cached_property
     def makes_defaults(self) -> bool:
         """Whether a field's default is made by a function that may make another one each time."""
-        return any(default_maker(default) not in PLAIN_MAKERS for default in self.cls.__struct_defaults__)
+        return any(map(is_made_anew, self.cls.__struct_defaults__))
 
     @cached_property
     def _has_models(self) -> bool:

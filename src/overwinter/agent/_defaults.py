@@ -1,0 +1,109 @@
+"""The defaults of an agent's fields: each agent gets one of its own, and none is of another type than its field.
+
+Pure code about values and types. Does not know agents, records or stores.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+from typing import Any, cast
+
+import msgspec
+
+from ..errors import AgentStateError
+from ._codec import LIMIT, Codec
+from ._leaves import SCALARS
+from ._models import is_model
+from ._records import fields_of, is_frozen, record_kind
+
+__all__ = ["check_default", "is_made_anew", "own_default"]
+
+_Default = msgspec.defstruct("_Default", [("made", "set[int]", set[int]())])
+_FACTORY: Any = type(cast("object", _Default.__struct_defaults__[0]))
+"""What a default that is made anew for each object is; msgspec doesn't export it."""
+_FIELD: Any = type(cast("object", msgspec.field()))
+_COLLECTIONS = (list, set, dict, bytearray)
+"""Those that msgspec makes anew where the default is empty, and refuses where it isn't."""
+
+
+class _Copies:
+    """The factory of a default that can change: msgspec would hand the one object to all agents."""
+
+    def __init__(self, default: Any) -> None:
+        self.default = copy.deepcopy(default)  # nor is it shared with who wrote it down
+
+    def __call__(self) -> Any:
+        return copy.deepcopy(self.default)
+
+
+def own_default(default: Any) -> Any:
+    """What is to stand in a class body for a field's *default*, so that each agent gets one of its own."""
+    told, name = default, None
+    if cast("Any", type(default)) is _FIELD:
+        told, name = default.default, default.name
+    kind = cast("Any", type(told))
+    if not (kind is frozenset or issubclass(kind, tuple) or record_kind(kind) or is_model(kind)) or _is_steady(told):
+        return default
+    try:
+        return msgspec.field(default_factory=_Copies(told), name=name)
+    except Exception:  # noqa: BLE001  # whatever a class raises that can't be copied: check_default tells
+        return default
+
+
+def check_default(default: Any, codec: Codec, where: str) -> None:
+    """Look at one of ``__struct_defaults__``.
+
+    Raises:
+        TypeError: it isn't what *codec* keeps, or all agents would share it.
+    """
+    shared = cast("Any", type(default)) is not _FACTORY
+    if not shared:
+        made = default.factory
+        if isinstance(made, _Copies):
+            default = made.default
+        elif any(made is kind for kind in _COLLECTIONS):
+            default = made()
+        else:
+            return  # code of the user's, which is not to run before there is an agent
+    if default is msgspec.NODEFAULT:
+        return
+    kind = cast("Any", type(default))
+    try:
+        codec.explain(default, f"{where}: default", LIMIT)  # ok passes over what only encoding it would find
+    except AgentStateError as error:
+        told = str(error)
+        if told.startswith(f"{where}: default: expected"):
+            told = (
+                f"{where}: its default is a {kind.__name__}, not {codec.label}; an empty list, set or dict may stand "
+                "as it is, one with something in it needs msgspec.field(default_factory=…)"
+            )
+        raise TypeError(told) from None
+    if shared and not _is_steady(default):
+        raise TypeError(
+            f"{where}: its default, a {kind.__name__}, can't be copied, so all agents would share it: "
+            "use msgspec.field(default_factory=…)"
+        )
+
+
+def is_made_anew(default: Any) -> bool:
+    """Whether code of the user's makes one of ``__struct_defaults__``, and so perhaps another one each time."""
+    if cast("Any", type(default)) is not _FACTORY or isinstance(default.factory, _Copies):
+        return False
+    return not any(default.factory is kind for kind in _COLLECTIONS)
+
+
+def _is_steady(value: Any) -> bool:
+    """Whether nothing in a value can change, so that agents may share it."""
+    kind = cast("Any", type(value))
+    if kind in SCALARS or isinstance(value, enum.Enum):
+        return kind is not bytearray
+    if kind is frozenset or issubclass(kind, tuple):
+        return all(map(_is_steady, value))
+    if not is_frozen(kind):
+        return False
+    if is_model(kind):
+        hidden = value.__pydantic_private__ or value.__pydantic_extra__
+        return not hidden and all(_is_steady(item) for item in cast("dict[str, Any]", vars(value)).values())
+    record = record_kind(kind)
+    return record is not None and all(_is_steady(getattr(value, name, None)) for name, *_ in fields_of(kind, record))

@@ -1,0 +1,199 @@
+"""The defaults of fields: each agent has its own, whatever kind of object it is, and what can't change is shared."""
+
+import enum
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, ClassVar, NamedTuple
+from uuid import UUID
+
+import attrs
+import msgspec
+import pydantic
+import pytest
+
+from overwinter import Agent, InstanceManager, MemoryStore
+
+
+@dataclass
+class Note:
+    texts: list[str] = field(default_factory=list)
+
+
+@attrs.define
+class AttrsNote:
+    texts: list[str] = attrs.field(factory=list)
+
+
+class StructNote(msgspec.Struct):
+    texts: list[str] = []
+
+
+class FrozenNote(msgspec.Struct, frozen=True):
+    texts: list[str] = []
+
+
+class Model(pydantic.BaseModel):
+    texts: list[str] = []
+
+
+class FrozenModel(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    texts: list[str] = []
+
+
+class Pair(NamedTuple):
+    texts: list[str]
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Spot:
+    x: int
+    tags: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class AttrsSpot:
+    x: int
+
+
+class StructSpot(msgspec.Struct, frozen=True):
+    x: int
+
+
+class ModelSpot(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    x: int
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+def agent_class(kind: Any, default: Any) -> Any:
+    """An agent whose field ``held`` has a default that holds a list called ``texts``, or is one within a tuple."""
+
+    class Held(Agent, name="held"):
+        count: int = 0
+        held: kind = default  # type: ignore[valid-type]
+
+        async def write(self, text: str, fail: bool = False) -> None:
+            getattr(self.held, "texts", self.held[0] if isinstance(self.held, tuple) else None).append(text)
+            if fail:
+                raise ValueError(text)
+
+    return Held
+
+
+class Before(Agent, name="held"):
+    count: int = 0
+
+    async def touch(self) -> None:
+        self.count += 1
+
+
+CHANGE = [
+    (Note, Note()),
+    (AttrsNote, AttrsNote()),
+    (StructNote, StructNote()),
+    (FrozenNote, FrozenNote()),
+    (Model, Model()),
+    (FrozenModel, FrozenModel()),
+    (Pair, Pair([])),
+    (tuple[list[str], ...], ([],)),
+    (Note, msgspec.field(default=Note(), name="other")),
+    (Note | None, Note()),
+]
+
+
+def texts(agent: Any) -> list[str]:
+    found: list[str] = agent.held[0] if isinstance(agent.held, tuple) else agent.held.texts
+    return found
+
+
+@pytest.mark.parametrize(("kind", "default"), CHANGE, ids=lambda x: None)
+async def test_a_default_that_can_change_is_each_agents_own(kind: Any, default: Any) -> None:
+    cls, store = agent_class(kind, default), MemoryStore()
+    async with InstanceManager(cls, store=store) as agents:
+        await agents.get("eve")
+        await agents.call("ada", cls.write, "ada's")
+        with pytest.raises(ValueError, match="undone"):
+            await agents.call("cyd", cls.write, "undone", fail=True)
+        assert [texts(await agents.state(key)) for key in ("ada", "eve", "bob", "cyd")] == [["ada's"], [], [], []]
+    async with InstanceManager(cls, store=store) as agents:
+        assert [texts(await agents.state(key)) for key in ("ada", "eve", "bob", "cyd")] == [["ada's"], [], [], []]
+    assert texts(cls()) == []
+
+
+@pytest.mark.parametrize(("kind", "default"), CHANGE, ids=lambda x: None)
+async def test_a_default_is_each_agents_own_where_the_record_lacks_the_field(kind: Any, default: Any) -> None:
+    cls, store = agent_class(kind, default), MemoryStore()
+    async with InstanceManager(Before, store=store) as agents:
+        await agents.call("ada", Before.touch)
+        await agents.call("eve", Before.touch)
+    async with InstanceManager(cls, store=store) as agents:
+        await agents.call("ada", cls.write, "ada's")
+        assert [texts(await agents.state(key)) for key in ("ada", "eve")] == [["ada's"], []]
+
+
+def test_a_default_that_is_changed_where_it_was_made_is_still_what_it_was() -> None:
+    note = Note()
+    cls = agent_class(Note, note)
+    note.texts.append("later")
+    assert cls().held == Note()
+
+
+def test_a_name_of_the_field_in_the_store_stays_beside_the_copies() -> None:
+    assert agent_class(Note, msgspec.field(default=Note(), name="other")).__struct_encode_fields__ == ("count", "other")
+
+
+@pytest.mark.parametrize(
+    ("kind", "default"),
+    [
+        (Spot, Spot(1, ("a",))),
+        (AttrsSpot, AttrsSpot(1)),
+        (StructSpot, StructSpot(1)),
+        (ModelSpot, ModelSpot(x=1)),
+        (Color, Color.RED),
+        (str, "text"),
+        (datetime, datetime(2020, 1, 1, tzinfo=UTC)),
+        (UUID, UUID(int=1)),
+        (Decimal, Decimal(1)),
+        (tuple[Spot, ...], (Spot(1),)),
+        (frozenset[int], frozenset({1})),
+        (bytes | None, None),
+    ],
+    ids=lambda x: None,
+)
+def test_a_default_that_can_not_change_is_not_copied(kind: Any, default: Any) -> None:
+    assert agent_class(kind, default)().held is default
+
+
+def test_what_is_no_field_is_left_as_it_is() -> None:
+    note = Note()
+
+    class Holder(Agent):
+        shared: ClassVar[Note] = note
+
+    assert Holder.shared is note
+
+
+def test_a_class_with_a_format_of_its_own_may_have_a_default_that_nobody_can_copy() -> None:
+    one = object()
+
+    class Custom(Agent):
+        thing: object = one
+        note: Note = Note()
+
+        def dump(self) -> Any:
+            return None
+
+        @classmethod
+        def load(cls, data: Any, version: int) -> Any:
+            return cls()
+
+    assert Custom().thing is one
+    assert Custom().note is not Custom().note
