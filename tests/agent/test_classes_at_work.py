@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import msgspec
 import pytest
@@ -210,6 +211,43 @@ async def test_fields_methods_hooks_and_upcasts_are_inherited():
             assert await animals.call("ada", Animal.walk) == 4
             with pytest.raises(TypeError, match="fly is not a call of agent Animal"):
                 await animals.call("ada", Bird.fly)
+
+
+@dataclass
+class Flight:
+    to: str
+
+
+@dataclass
+class Stay:
+    nights: int
+
+
+@pytest.mark.parametrize("hint", [Flight | Stay, set[int] | list[int], Decimal | str, list[Flight | Stay], Self])
+def test_a_route_whose_parameter_no_data_converts_to_is_an_error_of_the_class(hint):
+    class Trip(Agent):
+        @on("booked")
+        async def book(self, what: hint, why: str = "") -> None:
+            """Nothing."""
+
+    Trip.book.__annotations__["what"] = hint
+    with pytest.raises(TypeError, match=r"Trip\.book is routed to signal 'booked': no data converts .* 'what' .*: use"):
+        InstanceManager(Trip)
+
+
+def test_a_route_whose_parameter_holds_what_is_not_defined_is_an_error_of_the_class():
+    @dataclass
+    class Booking:
+        flight: Nowhere  # type: ignore[name-defined]  # noqa: F821  # the fault
+
+    class Trip(Agent):
+        @on("booked")
+        async def book(self, what: Booking) -> None:
+            """Nothing."""
+
+    Trip.book.__annotations__["what"] = Booking
+    with pytest.raises(TypeError, match="'booked', says Nowhere, which is not defined: import it"):
+        InstanceManager(Trip)
 
 
 async def test_a_base_that_annotates_nothing_lends_its_methods():

@@ -17,7 +17,7 @@ import pydantic
 
 from overwinter import Agent, MemoryStore, upcast
 from overwinter.agent import agent_type
-from overwinter.agent._receipts import make_receipt
+from overwinter.agent._receipts import digest_of
 from overwinter.persistence import Keeper
 from overwinter.record import CUSTOM, EXTRAS, Header, pack
 
@@ -162,7 +162,7 @@ class Custom(Agent, version=2):
         return cls(count=data[1] + version - version)
 
 
-CALL = make_receipt("1", "add", Plain.add, ((), {}), None)[2]
+CALL = digest_of(Plain.add, (), {})
 """What a receipt says of the arguments of a call without any."""
 
 AGENTS: tuple[type[Agent], ...] = (Everything, Plain, Migrated, Custom)

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from enum import Enum, Flag, IntFlag, StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import msgspec
+import pydantic
 import pytest
 from agents import Counter
 
@@ -255,3 +268,283 @@ async def test_a_call_that_only_reads_needs_no_receipt():
         assert await shops.options(call_id="2").call("a", Read.look) == 1
         await shops.call("a", Read.sell, "tea")
         assert await shops.options(call_id="2").call("a", Read.look) == 2
+
+
+IN_ANOTHER_PROCESS = """
+import asyncio, sys
+from pathlib import Path
+from pydantic import BaseModel
+from overwinter import Agent, InstanceManager, SQLiteStore
+
+class Box(BaseModel):
+    tags: set[str]
+    paths: set[Path]
+
+class Bag(Agent):
+    n: int = 0
+
+    async def put(self, tags: set[str], more: dict[str, set[str]], box: Box) -> int:
+        self.n += 1
+        return self.n
+
+async def main():
+    names = {"red", "green", "blue", "white", "black"}
+    box = Box(tags=names, paths=set(map(Path, names)))
+    async with InstanceManager(Bag, store=SQLiteStore(sys.argv[1])) as bags:
+        print(await bags.options(call_id="1").call("a", Bag.put, names, {"x": frozenset(names)}, box))
+
+asyncio.run(main())
+"""
+
+
+def test_the_same_arguments_are_the_same_call_in_another_process(tmp_path):
+    for seed in "123":
+        done = subprocess.run(
+            [sys.executable, "-c", IN_ANOTHER_PROCESS, tmp_path / "bags.db"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == "1\n", done.stderr
+
+
+@dataclass
+class Tea:
+    name: str
+    price: Any = None
+
+
+@dataclass
+class Coffee:
+    name: str
+    price: Any = None
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+class Size(Enum):
+    SMALL = (1,)
+    LARGE = (2,)
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Extra(Flag):
+    MILK, SUGAR, ICE = 1, 2, 4
+
+
+class Mode(IntFlag):
+    READ = 1
+
+
+class Optional(msgspec.Struct):
+    a: int
+    b: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class Inner(pydantic.BaseModel):
+    x: int
+    hidden: int = pydantic.Field(0, exclude=True)
+
+
+class Model(pydantic.BaseModel, extra="allow", arbitrary_types_allowed=True):
+    inner: Inner | None = None
+    one: Any = None
+    many: list[Path] = []
+    by_path: dict[Path, Any] = {}
+    key: pydantic.SecretStr = pydantic.SecretStr("")
+
+
+class Root(pydantic.RootModel[list[Path]]):
+    pass
+
+
+class Till(Agent):
+    count: int = 0
+
+    async def by(self, step: int = 1, *, mark: object = "") -> int:
+        self.count += 1
+        return self.count
+
+    async def some(self, *steps: int, **marks: int) -> int:
+        self.count += 1
+        return self.count
+
+    async def take(self, what: Any) -> int:
+        self.count += 1
+        return self.count
+
+    async def fill(self, items: list[int]) -> int:
+        self.count += 1
+        items.append(self.count)
+        return self.count
+
+
+def call(name: str, *args: Any, **kwargs: Any) -> Any:
+    return lambda till: getattr(till, name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (call("by", 5), call("by", step=5)),
+        (call("by"), call("by", 1)),
+        (call("by", step=1, mark=""), call("by", mark="")),
+        (call("some", 1, a=1, b=2), call("some", 1, b=2, a=1)),
+        (call("take", {"a": 1, "b": {"c": 2, "d": 3}}), call("take", {"b": {"d": 3, "c": 2}, "a": 1})),
+        (call("take", {1: {2}, 3: {4}}), call("take", {3: {4}, 1: {2}})),
+        (call("take", Optional(1)), call("take", Optional(1))),
+        (call("take", Extra.MILK | Extra.ICE), call("take", Extra.ICE | Extra.MILK)),
+        (call("take", Model(many=[Path("a")])), call("take", Model(many=[Path("a")]))),
+        (call("take", Root([Path("a")])), call("take", Root([Path("a")]))),
+    ],
+)
+async def test_the_same_call_written_in_another_way_gets_the_first_answer(first, again):
+    async with InstanceManager(Till, store=MemoryStore()) as tills:
+        till = await tills.options(call_id="1").get("a")
+        assert [await first(till), await again(till)] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (call("by", 5), call("by", 1)),
+        (call("by"), call("by", True)),
+        (call("some", 1), call("some", steps=1)),
+        (call("take", Tea("a")), call("take", Coffee("a"))),
+        (call("take", [Tea("a", {1})]), call("take", [Tea("a", {2})])),
+        (call("take", date(2020, 1, 1)), call("take", "2020-01-01")),
+        (call("take", Decimal(1)), call("take", "1")),
+        (call("take", 1), call("take", 1.0)),
+        (call("take", (1,)), call("take", [1])),
+        (call("take", {1}), call("take", frozenset({1}))),
+        (call("take", Pair(1, 2)), call("take", (1, 2))),
+        (call("take", OrderedDict(a=1)), call("take", {"a": 1})),
+        (call("take", {1: 2}), call("take", {1: 3})),
+        (call("take", ["date", b""]), call("take", ("date", b""))),
+        (call("take", Size.SMALL), call("take", Size.LARGE)),
+        (call("take", Colour.RED), call("take", "red")),
+        (call("take", Extra.MILK), call("take", Extra.MILK | Extra.ICE)),
+        (call("take", Mode(8)), call("take", Mode(16))),
+        (call("take", ([1],)), call("take", (b"\x91\x01",))),
+        (call("take", Optional(1)), call("take", Optional(1, 2))),
+        (call("take", Inner(x=1)), call("take", Inner(x=1, hidden=5))),
+        (call("take", Model(inner=Inner(x=1))), call("take", Model(inner=Inner(x=1, hidden=5)))),
+        (call("take", Model(one=Tea("a"))), call("take", Model(one=Coffee("a")))),
+        (call("take", Model(one=Path("a"))), call("take", Model(one="a"))),
+        (call("take", Model(many=[Path("a")])), call("take", Model(many=[Path("b")]))),
+        (call("take", Model(by_path={Path("a"): 1})), call("take", Model(by_path={Path("b"): 1}))),
+        (call("take", Model(key="a")), call("take", Model(key="b"))),
+        (call("take", Model(more=1)), call("take", Model(more=2))),
+        (call("take", Root([Path("a")])), call("take", Root([Path("b")]))),
+    ],
+)
+async def test_a_call_that_differs_in_a_value_or_in_its_type_is_another(first, other):
+    async with InstanceManager(Till, store=MemoryStore()) as tills:
+        till = await tills.options(call_id="1").get("a")
+        assert await first(till) == 1
+        with pytest.raises(CallIdReusedError):
+            await other(till)
+        assert (await tills.state("a")).count == 1
+
+
+async def test_arguments_count_as_they_were_before_the_call():
+    async with InstanceManager(Till, store=MemoryStore()) as tills:
+        till = await tills.options(call_id="1").get("a")
+        assert [await till.fill([]), await till.fill([])] == [1, 1]
+
+
+async def test_an_argument_that_can_not_be_told_is_refused_before_the_call():
+    class Hidden(pydantic.BaseModel, arbitrary_types_allowed=True):
+        what: object = pydantic.Field(exclude=True)
+
+    async with InstanceManager(Till, store=MemoryStore()) as tills:
+        till = await tills.options(call_id="1").get("a")
+        for what, name in (
+            (Path("a"), "PosixPath"),
+            ([{object()}], "object"),
+            (Hidden(what=print), "builtin_function"),
+        ):
+            with pytest.raises(TypeError, match=rf"take\(\) with a call_id takes .* could hold, not a {name}"):
+                await till.take(what)
+        with pytest.raises(TypeError, match="missing 1 required positional argument"):
+            await till.take()
+        assert await till.take(1) == 1
+
+
+async def test_a_parameter_that_a_release_adds_leaves_earlier_calls_what_they_were():
+    class Before(Agent, name="Desk"):
+        sold: int = 0
+
+        async def sell(self, what: str) -> int:
+            self.sold += 1
+            return self.sold
+
+    class After(Agent, name="Desk"):
+        sold: int = 0
+
+        async def sell(self, what: str, gift: bool = False) -> int:
+            self.sold += 1
+            return self.sold
+
+    store = MemoryStore()
+    async with InstanceManager(Before, store=store) as desks:
+        assert await desks.options(call_id="1").call("a", Before.sell, "tea") == 1
+    async with InstanceManager(After, store=store) as desks:
+        desk = await desks.options(call_id="1").get("a")
+        assert await desk.sell("tea") == 1
+        with pytest.raises(CallIdReusedError):
+            await desk.sell("tea", gift=True)
+
+
+def given(function):
+    @functools.wraps(function)
+    async def wrapper(self):
+        return await function(self, 5)
+
+    return wrapper
+
+
+class Wrapped(Agent):
+    count: int = 0
+
+    @given
+    async def up(self, by: int) -> int:
+        self.count += by
+        return self.count
+
+
+async def test_a_decorator_may_take_other_arguments_than_it_shows():
+    async with InstanceManager(Wrapped, store=MemoryStore()) as agents:
+        agent = await agents.options(call_id="1").get("a")
+        assert [await agent.up(), await agent.up()] == [5, 5]
+
+
+class Private(pydantic.BaseModel):
+    a: int
+    _b: int = 0
+
+
+class Asks(Agent):
+    count: int = 0
+
+    async def private(self, b: int) -> Private:
+        self.count += 1
+        found = Private(a=1)
+        found._b = b
+        return found
+
+
+async def test_a_reply_that_would_come_back_another_is_not_given():
+    async with InstanceManager(Asks, store=MemoryStore()) as asks:
+        same, other = await asks.options(call_id="1").get("a"), await asks.options(call_id="2").get("a")
+        assert [await same.private(0), await same.private(0)] == [Private(a=1)] * 2
+        assert (await other.private(5))._b == 5
+        with pytest.raises(AlreadyAppliedError, match="its reply was not kept"):
+            await other.private(5)
+        assert (await asks.state("a")).count == 2

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from ._models import is_model
 
-__all__ = ["difference", "levels"]
+__all__ = ["difference", "field_names", "levels"]
 
 _SIMPLE = frozenset({type(None), bool, int, str, bytes})
 
@@ -52,13 +52,14 @@ def _comparison(kind: Any) -> _Comparison:
         return _lists
     if issubclass(kind, set | frozenset):
         return _sets
-    names = None if issubclass(kind, Enum) else _names(kind)
+    names = None if issubclass(kind, Enum) else field_names(kind)
     if names is None:
         return lambda a, b: None if a == b else ""
     return _models(names) if is_model(kind) else _objects(names)
 
 
-def _names(kind: Any) -> list[str] | None:
+def field_names(kind: Any) -> list[str] | None:
+    """The fields of a class of objects; ``None`` if it has none that could be known."""
     if is_model(kind):
         return list(kind.model_fields)
     if hasattr(kind, "__struct_fields__"):

@@ -71,21 +71,38 @@ class Route:
         try:
             hints = get_type_hints(function, include_extras=True)
         except NameError as error:
-            raise TypeError(
-                f"agent {agent}: an annotation of {self.method}, routed to signal {type!r}, says {error.name}, "
-                "which is not defined: import it at run time too, for the data is converted to it"
-            ) from None
+            raise self._undefined(error) from None
         self._whole = next((p.name for p in parameters if hints.get(p.name) is Signal), None)
         self._open = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != self._whole]
         self._required = {p.name for p in named if p.default is p.empty}
         self._converters: dict[str, Any] = {p.name: hints.get(p.name, Any) for p in named}
+        for name, hint in self._converters.items():
+            self._check_hint(name, hint)
         odd = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
         if odd:
             raise TypeError(
                 f"{agent}.{self.method} is routed to signal {type!r}: "
                 f"parameter {odd[0]!r} must be named, not positional"
             )
+
+    def _check_hint(self, name: str, hint: Any) -> None:
+        """Raise ``TypeError`` for what no data converts to: every signal would fail, as if it were at fault."""
+        try:
+            msgspec.msgpack.Decoder(hint, dec_hook=dec_hook)
+        except NameError as error:
+            raise self._undefined(error) from None
+        except TypeError as error:
+            raise TypeError(
+                f"{self.agent}.{self.method} is routed to signal {self.type!r}: no data converts to the annotation of "
+                f"parameter {name!r} ({error}): use one of its types, Structs with tags, or Any and convert it yourself"
+            ) from None
+
+    def _undefined(self, error: NameError) -> TypeError:
+        return TypeError(
+            f"agent {self.agent}: an annotation of {self.method}, routed to signal {self.type!r}, says {error.name}, "
+            "which is not defined: import it at run time too, for the data is converted to it"
+        )
 
     def arguments(self, signal: Signal, key: str) -> dict[str, Any]:
         """The keyword arguments that *signal* stands for.

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from .._clock import Timer
 from ..agent import Agent, Method
 from ..agent._base import KEY
-from ..agent._receipts import Receipt, make_receipt, reply_of
+from ..agent._receipts import Receipt, digest_of, make_receipt, reply_of
 from ..errors import (
     AgentStateError,
     ClosedError,
@@ -246,12 +246,13 @@ class Performer(IdleMember, Generic[A]):
         self, turn: Turn, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str
     ) -> Any:
         """Give the reply of an earlier call with this id, or call, and keep a receipt with what it changed."""
-        function, call = method.function, (args, kwargs)
-        known = reply_of(self.ledger.cur_receipts, call_id, method.name, function, call)
+        function = method.function
+        digest = digest_of(function, args, kwargs)
+        known = reply_of(self.ledger.cur_receipts, call_id, method.name, function, digest)
         if known is not None:
             return known[0]
         result = await function(self.agent, *args, **kwargs)
-        turn.receipt = make_receipt(call_id, method.name, function, call, result)
+        turn.receipt = make_receipt(call_id, method.name, function, digest, result)
         return result
 
     async def _run_interleaved(
