@@ -314,6 +314,27 @@ async def test_a_generic_agent_is_one_for_each_subclass_that_says_of_what():
                 await boxes.call("ada", IntBox.put, "five")
 
 
+U = TypeVar("U")
+
+
+class NamedBox(Box[dict[str, U]], Generic[U]):
+    last: U | None = None
+
+
+class PointsByName(NamedBox[Point], name="points-by-name"):
+    pass
+
+
+async def test_a_generic_agent_on_top_of_another_says_what_both_hold():
+    async with InstanceManager(PointsByName, store=MemoryStore()) as boxes:
+        assert await boxes.call("ada", PointsByName.put, {"a": Point(1)}) == 1
+        await boxes.stop("ada")
+        assert (await boxes.state("ada")).items == [{"a": Point(1)}]
+        with pytest.raises(AgentStateError, match="items"):
+            await boxes.call("ada", PointsByName.put, {"a": "wrong"})
+        assert await boxes.call("ada", PointsByName.put, {"b": Point(2)}) == 2
+
+
 async def test_a_generic_agent_of_nothing_in_particular_holds_json_values():
     with pytest.raises(TypeError, match=r"Box\[int\] is not a subclass"):
         InstanceManager(Box[int])

@@ -20,6 +20,7 @@ from typing import (
     NewType,
     NotRequired,
     Optional,
+    Self,
     TypedDict,
     TypeVar,
     Union,
@@ -654,6 +655,244 @@ class Validated:
 @pytest.mark.parametrize("annotation", [Checked, Validated, Annotated[int, msgspec.Meta(ge=0)], UserMsg])
 def test_what_runs_code_when_it_is_read_is_not_exact(annotation: Any) -> None:
     assert not codec(list[annotation]).exact
+
+
+# ---------------------------------------------------------------- an __init__ or __new__ of one's own
+
+
+@dataclass
+class OwnSignature:
+    parts: list[Message | Leaf]
+    author: str
+
+    def __init__(self, author: str, *texts: str) -> None:
+        self.author, self.parts = author, [Message(text) for text in texts]
+
+
+@dataclass
+class OwnInit:
+    n: int
+    many: set[int] | list[int] = field(default_factory=list)
+
+    def __init__(self, n: int) -> None:
+        self.n, self.many = n + 1, {n}
+
+
+@dataclass(slots=True)
+class OwnNew:
+    n: int
+    many: set[int] | list[int]
+
+    def __new__(cls, n: int, many: set[int]) -> Self:
+        return object.__new__(cls)
+
+
+@attrs.define
+class AttrsInit:
+    n: int
+    many: set[int] | list[int] = attrs.field(factory=list)
+
+    def __init__(self, n: int) -> None:
+        self.__attrs_init__(n + 1, {n})  # type: ignore[attr-defined]
+
+
+@attrs.define
+class Converted:
+    n: int = attrs.field(converter=lambda n: n + 1)
+    many: set[int] | list[int] = attrs.Factory(lambda self: {self.n}, takes_self=True)
+
+
+class Tuple(NamedTuple):
+    n: int
+    many: set[int] | list[int] = []
+
+
+class TupleNew(Tuple):
+    __slots__ = ()
+
+    def __new__(cls, n: int) -> Self:
+        return super().__new__(cls, n + 1, {n})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        OwnSignature("ada", "hi"),
+        OwnInit(3),
+        OwnNew(3, {4}),
+        AttrsInit(3),
+        Converted(3),
+        TupleNew(3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_init_or_new_would_make_of_it_changes_nothing(value: Any) -> None:
+    back = value
+    for _ in range(3):
+        back = round_trip(type(value), back)
+        assert same(back, value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "raw", "value"),
+    [
+        (OwnInit, {"n": 4}, (4, [])),
+        (AttrsInit, {"n": 4}, (4, [])),
+        (Converted, {"n": 4}, (4, {4})),
+        (TupleNew, [4], (4, [])),
+    ],
+    ids=str,
+)
+def test_what_a_record_lacks_is_the_default(annotation: Any, raw: Any, value: Any) -> None:
+    back = codec(annotation).decode(encode_plain(raw))
+    assert type(back) is annotation
+    assert (back.n, back.many) == value
+
+
+@dataclass
+class Counted:
+    n: int
+    many: set[int] | list[int]
+    seen: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.n, self.seen = self.n + 1, 0
+
+
+@attrs.define
+class Hooked:
+    n: int = attrs.field(validator=attrs.validators.lt(10))
+    many: set[int] | list[int]
+    told: list[str] = attrs.field(factory=list)
+
+    def __attrs_pre_init__(self) -> None:
+        self.told = ["before"]
+
+    def __attrs_post_init__(self) -> None:
+        self.told = [*self.told, f"after {self.n}"]
+
+
+def test_hooks_run_and_are_no_init() -> None:
+    value = Counted(1, {2})
+    value.seen = 7
+    assert not codec(Counted).exact
+    back = round_trip(Counted, value)
+    assert (back.n, back.seen) == (3, 7)
+    assert not codec(Hooked).exact
+    assert round_trip(Hooked, Hooked(1, {2}, [])).told == ["after 1", "after 1"]
+    value = Hooked(1, {2}, [])
+    value.told = []
+    with attrs.validators.disabled():
+        value.n = 11
+    with pytest.raises(ValueError, match="must be < 10"):
+        round_trip(Hooked, value)
+
+
+@attrs.frozen(cache_hash=True)
+class Hashed:
+    n: int
+
+
+def test_a_hash_that_attrs_keeps_is_made_anew() -> None:
+    assert round_trip(set[Hashed], {Hashed(1), Hashed(2)}) == {Hashed(1), Hashed(2)}
+
+
+# ---------------------------------------------------------------- generic classes on top of each other
+
+
+U = TypeVar("U")
+
+
+@dataclass
+class Listed(Crate[list[U]], Generic[U]):
+    extra: U | None = None
+
+
+@dataclass
+class IntListed(Listed[int]):
+    pass
+
+
+@dataclass
+class Tagged(Crate[int], Generic[T]):
+    """Its own variable is also the one that Crate calls its own."""
+
+    tag: T
+
+
+class DateBox(Box[date]):
+    pass
+
+
+class StrBoth(Box[dict[str, U]], Generic[U]):
+    other: U
+
+
+@dataclass
+class Named(Generic[U]):
+    name: U
+
+
+@dataclass
+class DateNamed(Named[date]):
+    pass
+
+
+@dataclass
+class Both(IntCrate, DateNamed):
+    """For msgspec the name may be anything: it takes the arguments of the first base only."""
+
+
+class Keyed(TypedDict, Generic[T]):
+    key: T
+
+
+class ListKeyed(Keyed[list[U]], Generic[U]):
+    other: U
+
+
+class DateKeyed(ListKeyed[date]):
+    more: int
+
+
+@dataclass
+class Holder(Generic[T]):
+    """For msgspec it holds crates of its own variable, which a class without arguments isn't."""
+
+    crate: Crate  # type: ignore[type-arg]
+    item: T
+
+
+DAY = date(2020, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "right", "wrong"),
+    [
+        (Listed[date], Listed([[DAY]], DAY), Listed([DAY], DAY)),
+        (Listed[date], Listed([[DAY]], DAY), Listed([[DAY]], [DAY])),
+        (IntListed, IntListed([[1]], 2), IntListed([["x"]], 2)),  # type: ignore[list-item]
+        (Tagged[str], Tagged([1], "a"), Tagged(["x"], "a")),  # type: ignore[list-item]
+        (Tagged[date], Tagged([1], DAY), Tagged([1], 1)),
+        (list[Tagged[Leaf | Message]], [Tagged([1], Leaf(1))], [Tagged([Leaf(1)], Leaf(1))]),  # type: ignore[list-item]
+        (DateBox, DateBox(DAY), DateBox("x")),  # type: ignore[arg-type]
+        (StrBoth[date], StrBoth({"a": DAY}, DAY), StrBoth({"a": "x"}, DAY)),
+        (Both, Both(DAY, [1], "x"), Both("x", [1], "x")),  # type: ignore[arg-type]
+        (ListKeyed[date], {"key": [DAY], "other": DAY}, {"key": DAY, "other": DAY}),
+        (DateKeyed, {"key": [DAY], "other": DAY, "more": 1}, {"key": ["x"], "other": DAY, "more": 1}),
+        (Holder[date], Holder(Crate(["x", 1]), DAY), Holder(Crate([DAY]), DAY)),
+    ],
+    ids=str,
+)
+def test_each_class_says_what_the_variables_of_its_bases_stand_for(annotation: Any, right: Any, wrong: Any) -> None:
+    assert same(round_trip(annotation, right), right)
+    with pytest.raises(AgentStateError):
+        codec(annotation).check(wrong, "Agent.field", 1)
+
+
+def test_msgspec_reads_what_it_sees_as_we_do() -> None:
+    for annotation in (Listed[date], IntListed, Tagged[str], DateBox, StrBoth[date], Keyed[date]):
+        assert codec(annotation).plain_load
 
 
 def test_a_constraint_stays_beside_a_union() -> None:

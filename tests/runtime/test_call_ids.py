@@ -19,6 +19,7 @@ import msgspec
 import pydantic
 import pytest
 from agents import Counter
+from waiting import pass_time
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, Signal, commit, on, readonly
 from overwinter.errors import AlreadyAppliedError, CallIdReusedError, OutcomeUnknownError, StoreUnavailableError
@@ -548,3 +549,32 @@ async def test_a_reply_that_would_come_back_another_is_not_given():
         with pytest.raises(AlreadyAppliedError, match="its reply was not kept"):
             await other.private(5)
         assert (await asks.state("a")).count == 2
+
+
+@pytest.mark.parametrize("end", ["unknown", "raises"])
+async def test_what_a_call_with_an_id_committed_is_not_done_again(end):
+    class Steps(Agent, name="steps"):
+        n: int = 0
+
+        async def climb(self) -> int:
+            self.n += 1
+            await commit()
+            if end == "raises":
+                raise ValueError("after the first step")
+            self.n += 10
+            return self.n
+
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Steps, store=store, clock=clock, store_patience=1) as manager:
+        climb = manager.options(call_id="1").call
+        if end == "unknown":
+            store.fail("put", OutcomeUnknownError("lost"), after=True, times=2)
+        first = asyncio.create_task(climb("a", Steps.climb))
+        await pass_time(clock, first.done)
+        assert isinstance(first.exception(), ValueError if end == "raises" else OutcomeUnknownError)
+        store.heal()
+        await pass_time(clock, lambda: not manager.stats().dirty)
+        with pytest.raises(AlreadyAppliedError):
+            await climb("a", Steps.climb)
+        assert (await manager.state("a")).n == 1
+        assert await manager.options(call_id="2").call("b", Steps.climb) == 11 if end == "unknown" else True

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import collections.abc
 import enum
+import inspect
 import types
 import typing
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from collections.abc import Callable
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 
@@ -75,8 +77,7 @@ def agent_codec(cls: Any) -> RecordCodec:
     hints = _hints(cls, where)
     names = [name for name, *_ in fields_of(cls, "struct")]
     walk = _Walk(where)  # one walk: a class that several fields hold has one codec
-    said = _inherited(cls)
-    hints = {name: _substitute(hints[name], tuple(said), tuple(said.values())) for name in names}
+    hints, found.own_load = _resolved(cls, "struct", {}, {name: hints[name] for name in names})
     codecs = {name: walk.at(f"{where}: field {name}").walk(hints[name]) for name in names}
     found.fill(codecs)
     for name, part in codecs.items():
@@ -158,9 +159,9 @@ class _Walk:
             raise self.refuse(f"recursive alias {alias.__name__}", "use Any, or a class")
         self._aliases.append(alias)
         try:
-            value = alias.__value__
+            value, given = alias.__value__, get_args(annotation)
             return self.walk(
-                value if origin is None else _substitute(value, alias.__type_params__, get_args(annotation))
+                value if origin is None else _substitute(value, dict(zip(alias.__type_params__, given, strict=True)))
             )
         finally:
             self._aliases.pop()
@@ -234,30 +235,56 @@ class _Walk:
             return self._known[annotation]
         found = self._known[annotation] = RecordCodec(annotation, cls, kind)
         hints = _hints(cls, self._where)
-        arguments = {**_inherited(cls), **arguments}
-        codecs = {
-            name: self.walk(_substitute(hints.get(name, Any), tuple(arguments), tuple(arguments.values())))
-            for name, *_ in fields_of(cls, kind)
-        }
+        held, alike = _resolved(cls, kind, arguments, {name: hints.get(name, Any) for name, *_ in fields_of(cls, kind)})
+        found.own_load = found.own_load and alike
+        codecs = {name: self.walk(hint) for name, hint in held.items()}
         marks = {name: get_origin(hint) for name, hint in hints.items()} if kind == "typeddict" else {}
         said = {typing.Required: True, typing.NotRequired: False}
         found.fill(codecs, {name: said[mark] for name, mark in marks.items() if mark in said})
         return found
 
 
-def _inherited(cls: Any) -> dict[Any, Any]:
-    """What ``class IntBox(Box[int])`` says of Box's type variables."""
-    found: dict[Any, Any] = {}
-    for base in cast("tuple[Any, ...]", getattr(cls, "__orig_bases__", ())):
-        origin = get_origin(base)
-        if origin is not None and cast("tuple[Any, ...]", getattr(origin, "__parameters__", ())):
-            found |= {**_inherited(origin), **dict(zip(origin.__parameters__, get_args(base), strict=False))}
+_Scope = dict[Any, Any]
+"""What type variables stand for."""
+
+
+def _resolved(cls: Any, kind: str, arguments: _Scope, hints: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The annotations with what each class among the bases says of its type variables; and whether msgspec agrees."""
+    own = _scopes(cls, arguments, {}, lambda base: base.__dict__.get("__orig_bases__", base.__bases__))
+    # a TypedDict has no TypedDicts among its bases, and repeats their annotations: the deepest is whose they are
+    order = list(reversed(own)) if kind == "typeddict" else list(cls.__mro__)
+    owners = {name: next((base for base in order if name in inspect.get_annotations(base)), cls) for name in hints}
+    found = {name: _substitute(hint, own.get(owners[name], {})) for name, hint in hints.items()}
+    if kind == "typeddict":
+        seen = {name: _substitute(hint, arguments) for name, hint in hints.items()}
+    else:  # with several bases and no arguments of its own, a class seems to have the arguments of its first base
+        other = _scopes(cls, arguments, {}, lambda base: getattr(base, "__orig_bases__", base.__bases__))
+        seen = {name: _substitute(hint, other.get(owners[name], {})) for name, hint in hints.items()}
+    # msgspec also gives arguments to a class that is named without them
+    bare = any(
+        isinstance(hint, type) and not own.get(owners[name], {}).keys().isdisjoint(getattr(hint, "__parameters__", ()))
+        for name, hint in hints.items()
+    )
+    return found, found == seen and not bare
+
+
+def _scopes(
+    cls: Any, arguments: _Scope, found: dict[Any, _Scope], bases: Callable[[Any], tuple[Any, ...]]
+) -> dict[Any, _Scope]:
+    """The arguments of a class and of all its bases: those of a base may be told in terms of the class's own."""
+    if not found.get(cls):
+        found[cls] = arguments
+        for base in bases(cls):
+            origin = get_origin(base) or base
+            if isinstance(origin, type) and origin is not Generic:
+                variables = getattr(cast("Any", origin), "__parameters__", ())
+                given = [_substitute(argument, arguments) for argument in get_args(base)]
+                _scopes(origin, dict(zip(variables, given, strict=False)), found, bases)
     return found
 
 
-def _substitute(hint: Any, variables: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+def _substitute(hint: Any, known: _Scope) -> Any:
     """The annotation with its type variables replaced."""
-    known = dict(zip(variables, arguments, strict=True))
     if isinstance(hint, TypeVar):
         return known.get(hint, hint)
     free = cast("tuple[Any, ...]", getattr(hint, "__parameters__", ()))

@@ -79,6 +79,8 @@ def make_receipt(call_id: str, name: str, function: Callable[..., Any], digest: 
 
 def add_receipt(receipts: Receipts, receipt: Receipt) -> Receipts:
     """The last receipts, this one included, within their bounds."""
+    if receipts and receipts[-1][0] == receipt[0]:  # what the call committed on its way
+        receipts = receipts[:-1]
     kept = [*receipts[-(MOST - 1) :], receipt]
     size = sum(map(_size, kept))
     while size > MOST_BYTES and len(kept) > 1:

@@ -25,6 +25,9 @@ Bytes = bytes | msgspec.Raw
 _fields: Callable[[Bytes], dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 _items: Callable[[Bytes], list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _MISSING = object()
+_HOOKS = ("__attrs_pre_init__", "__attrs_post_init__")
+_HASH = "_attrs_cached_hash"
+"""What an attrs class with ``cache_hash`` needs to be there, and msgspec doesn't set."""
 
 
 class Field(NamedTuple):
@@ -88,9 +91,20 @@ def is_frozen(cls: Any) -> bool:
 def _runs_code(cls: Any, kind: str) -> bool:
     """Whether making an instance runs the class's own code, so that only reading it back tells what comes out."""
     if kind == "attrs":
-        hooks = ("__attrs_pre_init__", "__attrs_post_init__")
-        return any(hasattr(cls, hook) for hook in hooks) or any(a.validator or a.converter for a in cls.__attrs_attrs__)
+        hooked = any(hasattr(cls, hook) for hook in _HOOKS)
+        return hooked or any(a.validator or a.converter for a in cls.__attrs_attrs__)
     return hasattr(cls, "__post_init__")
+
+
+def _default(cls: Any, name: str, made: Any) -> Any:
+    """What stands for a field that a record hasn't; an attrs class may make it of the object so far."""
+    if hasattr(cls, "__dataclass_fields__"):
+        field = cls.__dataclass_fields__[name]
+        return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    default = getattr(cls.__attrs_attrs__, name).default
+    if not isinstance(default, sys.modules["attr"].Factory):
+        return default
+    return default.factory(made) if default.takes_self else default.factory()
 
 
 def _hidden_state(cls: Any, kind: str) -> str | None:
@@ -125,7 +139,10 @@ class RecordCodec(Bodied):
         # msgspec leaves out what attrs classes call with a leading underscore, and has no way with takes_self
         self.own_load = self.own_dump = not (
             kind == "attrs"
-            and any(a.name.startswith("_") or getattr(a.default, "takes_self", False) for a in cls.__attrs_attrs__)
+            and (
+                hasattr(cls, _HASH)
+                or any(a.name.startswith("_") or getattr(a.default, "takes_self", False) for a in cls.__attrs_attrs__)
+            )
         )
         self.own_exact = not _runs_code(cls, kind)
 
@@ -256,9 +273,30 @@ class RecordCodec(Bodied):
                 raise msgspec.ValidationError(f"Object missing required field `{field.name}`")
         if self.kind == "typeddict":
             return values
-        made = self.cls(**{f.init: values[f.name] for f in self.fields if f.init is not None and f.name in values})
+        if self.kind == "struct":  # which has no `__init__` of its own
+            return self.cls(**values)
+        if self.kind == "namedtuple":
+            items = (values[f.name] if f.name in values else self.cls._field_defaults[f.name] for f in self.fields)
+            return cast("Any", tuple).__new__(self.cls, items)
+        return self._build(values)
+
+    def _build(self, values: dict[str, Any]) -> Any:
+        """Make an object as msgspec does: an ``__init__`` or ``__new__`` written by hand may take or make anything."""
+        before, after = _HOOKS if self.kind == "attrs" else (None, "__post_init__")
+        made = object.__new__(self.cls)
+        if before and hasattr(made, before):
+            getattr(made, before)()
         for field in self.fields:
-            if field.init is None and field.name in values:
+            value = values[field.name] if field.name in values else _default(self.cls, field.name, made)
+            object.__setattr__(made, field.name, value)
+        if before:
+            sys.modules["attr"].validate(made)
+        if hasattr(self.cls, _HASH):
+            object.__setattr__(made, _HASH, None)
+        if hasattr(made, after):
+            getattr(made, after)()
+        for field in self.fields:
+            if field.init is None and field.name in values:  # what the hook made of it is for new objects
                 object.__setattr__(made, field.name, values[field.name])
         return made
 

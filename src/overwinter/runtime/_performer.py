@@ -251,6 +251,7 @@ class Performer(IdleMember, Generic[A]):
         known = reply_of(self.ledger.cur_receipts, call_id, method.name, function, digest)
         if known is not None:
             return known[0]
+        turn.receipt = (call_id, method.name, digest, None)  # goes with what it commits on the way
         result = await function(self.agent, *args, **kwargs)
         turn.receipt = make_receipt(call_id, method.name, function, digest, result)
         return result
