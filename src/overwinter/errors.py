@@ -102,7 +102,9 @@ class ReentrantCallError(OverwinterError, RuntimeError):
 
 
 class AlreadyAppliedError(OverwinterError):
-    """A call with this ``call_id`` was made before, and its reply can't be given: too large, or no plain data."""
+    """A call with this ``call_id`` was made before, and its reply can't be given: too large, no plain data, or the call
+    ended behind a ``commit()``, what it did before that being stored.
+    """
 
 
 class CallIdReusedError(OverwinterError, ValueError):

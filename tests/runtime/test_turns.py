@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import date
 
 import pytest
 from agents import Counter, Order, Recorder
 
-from overwinter import Agent, AgentSystem, InstanceManager, Interval, MemoryStore, Signal, commit, readonly
+from overwinter import Agent, AgentSystem, InstanceManager, Interval, MemoryStore, Signal, commit, on, readonly
 from overwinter.errors import (
     AgentStateError,
     ClosedError,
@@ -567,3 +568,23 @@ async def test_an_attribute_first_set_in_a_call_that_only_reads_fails_that_call_
         with pytest.raises(AgentStateError, match="'cache' was first set in a call"):
             await manager.call("a", Peeker.peek)
         assert await manager.call("a", Peeker.increment) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [({"a": 1}, "a does not fit"), ({"self": "2020-01-01"}, "unknown self"), ({1: "2020-01-01"}, "unknown 1")],
+)
+async def test_the_data_of_a_signal_converts_to_what_further_parameters_are_declared_as(data, told):
+    class Dated(Agent, name="dated"):
+        dates: dict[str, date] = {}
+
+        @on("dates")
+        async def note(self, **dates: date) -> int:
+            self.dates.update(dates)
+            return len(self.dates)
+
+    async with InstanceManager(Dated) as manager:
+        assert await manager.call("a", Signal("dates", {"x": "2020-01-01"})) == 1
+        assert (await manager.state("a")).dates == {"x": date(2020, 1, 1)}
+        with pytest.raises(SignalDataError, match=told):
+            await manager.call("a", Signal("dates", data))

@@ -63,7 +63,7 @@ def signal_types(method: object) -> tuple[str, ...]:
 class Route:
     """How signals of one type reach one method."""
 
-    __slots__ = ("_converters", "_open", "_required", "_whole", "agent", "method", "type")
+    __slots__ = ("_converters", "_open", "_required", "_rest", "_whole", "agent", "method", "type")
 
     def __init__(self, agent: str, type: str, method: str, function: Callable[..., Any]) -> None:
         self.agent, self.type, self.method = agent, type, method
@@ -73,11 +73,12 @@ class Route:
         except NameError as error:
             raise self._undefined(error) from None
         self._whole = next((p.name for p in parameters if hints.get(p.name) is Signal), None)
+        self._rest: Any = next((hints.get(p.name, Any) for p in parameters if p.kind is p.VAR_KEYWORD), None)
         self._open = any(p.kind is p.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != self._whole]
         self._required = {p.name for p in named if p.default is p.empty}
         self._converters: dict[str, Any] = {p.name: hints.get(p.name, Any) for p in named}
-        for name, hint in self._converters.items():
+        for name, hint in (*self._converters.items(), ("**", self._rest)):
             self._check_hint(name, hint)
         odd = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL)]
         if odd:
@@ -118,9 +119,7 @@ class Route:
             raise SignalDataError(f"{where}: its data must be a mapping of parameters, not {type(data).__name__}")
         given = cast("Mapping[str, Any]", data)
         missing = sorted(self._required - given.keys())
-        unknown = (
-            [] if self._open or self._whole is not None else sorted(map(str, given.keys() - self._converters.keys()))
-        )
+        unknown = sorted(str(name) for name in given.keys() - self._converters.keys() if not self._is_known(name))
         if missing or unknown:
             wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(
                 unknown
@@ -137,9 +136,13 @@ class Route:
             arguments[self._whole] = signal
         return arguments
 
+    def _is_known(self, name: object) -> bool:
+        """Whether a name that is no parameter may stand in the data, for ``**`` or for who takes the whole signal."""
+        return self._whole is not None or (self._open and type(name) is str and name != "self")
+
     def _convert(self, name: str, value: Any, where: str) -> Any:
         try:
-            return msgspec.convert(value, self._converters.get(name, Any), dec_hook=dec_hook)
+            return msgspec.convert(value, self._converters.get(name, self._rest), dec_hook=dec_hook)
         except (msgspec.ValidationError, ValueError, TypeError):
             # the original text may quote the data
             raise SignalDataError(
