@@ -22,6 +22,7 @@ from ._flock import check_owned
 __all__ = [
     "MOVED",
     "busy",
+    "certain_identity",
     "code_name",
     "connect",
     "definite_commit",
@@ -114,6 +115,14 @@ def identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def certain_identity(path: str) -> tuple[int, int]:
+    """Which file is there as a store is opened: without that, it would never again find the file that it opened."""
+    found = identity(path)
+    if found is None:
+        raise StoreUnavailableError(f"{path} can't be looked at, or is gone: see the disk, and open it again")
+    return found
 
 
 def connect(path: str) -> apsw.Connection:

@@ -29,7 +29,7 @@ class Reader:
         self._file: tuple[int, int] | None = None
 
     def start(self) -> None:
-        self._file = db.identity(self._path)
+        self._file = db.certain_identity(self._path)
         try:
             self._connection = db.connect(self._path)
         except apsw.Error as error:

@@ -64,11 +64,7 @@ class Writer:
             self._anchor = db.connect(self._path)
             db.run(self._anchor, "SELECT count(*) FROM sqlite_schema")
             self._watch_log(self._connection)
-            self._file = db.identity(self._path)
-            if self._file is None:  # or no write would ever find the file that it was opened with
-                raise StoreUnavailableError(
-                    f"{self._path} can't be looked at, or is gone: see the disk, and open it again"
-                )
+            self._file = db.certain_identity(self._path)
         except apsw.Error as error:
             self._drop()  # what is in the log may not be durable, and so must not be copied back by closing
             raise db.refusal(error, self._path) from None
