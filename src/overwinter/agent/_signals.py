@@ -138,7 +138,7 @@ class Route:
 
     def _is_known(self, name: object) -> bool:
         """Whether a name that is no parameter may stand in the data, for ``**`` or for who takes the whole signal."""
-        return self._whole is not None or (self._open and type(name) is str and name != "self")
+        return type(name) is str and name != "self" if self._open else self._whole is not None
 
     def _convert(self, name: str, value: Any, where: str) -> Any:
         try:
