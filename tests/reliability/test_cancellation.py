@@ -569,9 +569,13 @@ async def test_a_store_that_gives_an_answer_to_the_wrong_caller_is_found() -> No
                 raise
             return answer
 
-    chance = random.Random(1)
-    world = World(Mixed(), Book, "call")
-    async with world.manager:
-        clients = [client(world, f"client {number}", random.Random(chance.getrandbits(64)), 50) for number in range(4)]
-        done = await asyncio.gather(*clients, return_exceptions=True)
-        assert any(isinstance(each, AssertionError | CorruptRecordError) for each in done)
+    async def is_found(chance: random.Random) -> bool:
+        Mixed.left.clear()
+        world = World(Mixed(), Book, "call")
+        async with world.manager:
+            clients = [client(world, f"client {n}", random.Random(chance.getrandbits(64)), 50) for n in range(4)]
+            done = await asyncio.gather(*clients, return_exceptions=True)
+        return any(isinstance(each, AssertionError | CorruptRecordError) for each in done)
+
+    # Whether a cancellation comes in the one pass in which an answer is on its way is a matter of real time, too.
+    assert any([await is_found(random.Random(number)) for number in range(10)])
