@@ -61,8 +61,8 @@ class Writer:
             db.write_log_anew(self._connection, self._path, deadline)
             # While somebody has it open, the index of the log stays, nobody recovers what a failed commit left there,
             # and the next one overwrites it.
-            self._anchor = db.connect(self._path)
-            db.run(self._anchor, "SELECT count(*) FROM sqlite_schema")
+            anchor = self._anchor = db.connect(self._path)
+            db.patiently(lambda: db.run(anchor, "SELECT count(*) FROM sqlite_schema"), deadline)
             self._watch_log(self._connection)
             self._file = db.certain_identity(self._path)
         except apsw.Error as error:
