@@ -423,8 +423,11 @@ def test_a_disk_that_hangs_as_a_lock_file_is_opened_holds_up_no_other(tmp_path, 
     assert hangs.wait(10)
     other = LockFile(str(tmp_path / "other"))
     other.open()
+    told, tells = os.pipe()
     pid = os.fork()  # between the opening and the noting: the child must not have a copy of what is locked later
     if not pid:
+        held = [os.path.realpath(entry.path) for entry in os.scandir("/proc/self/fd")]
+        os.write(tells, str([path for path in held if path.startswith(str(tmp_path))]).encode())
         time.sleep(30)
         os._exit(0)
     try:
@@ -435,6 +438,9 @@ def test_a_disk_that_hangs_as_a_lock_file_is_opened_holds_up_no_other(tmp_path, 
         again = LockFile(str(tmp_path / "slow"))
         again.open()
         assert again.try_lock()
+        assert os.read(told, 1000) == b"[]"
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        os.close(told)
+        os.close(tells)

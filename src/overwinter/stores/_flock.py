@@ -28,6 +28,8 @@ _LONGEST_NAP = 0.004  # a free lock is noticed within 4 ms; a shorter nap costs 
 
 _descriptors: set[int] = set()
 _descriptors_guard = threading.Lock()  # also held over a fork; never while the disk is waited for
+_opening: list[str] = []
+"""The paths of files that are being opened, and so may have a descriptor that is not noted yet."""
 _forks = 0
 
 
@@ -35,6 +37,12 @@ def _forget_in_child() -> None:
     for descriptor in _descriptors:
         os.close(descriptor)
     _descriptors.clear()
+    with contextlib.suppress(OSError):  # no /proc: the child keeps a descriptor that nobody locks with
+        for link in list(Path("/proc/self/fd").iterdir()) if _opening else ():
+            with contextlib.suppress(OSError):  # that of the listing itself
+                if str(link.readlink()) in _opening:
+                    os.close(int(link.name))
+    _opening.clear()
     _descriptors_guard.release()
 
 
@@ -47,16 +55,22 @@ def _note_fork() -> None:
 os.register_at_fork(before=_descriptors_guard.acquire, after_in_parent=_note_fork, after_in_child=_forget_in_child)
 
 
-def _open(path: str, flags: int, inside: int | None) -> int:
+def _open(path: str, name: str, flags: int, inside: int | None) -> int:
     """Open a file whose descriptor no child keeps: it would keep what is locked with it."""
-    while True:
-        forks = _forks
-        descriptor = os.open(path, flags, 0o600, dir_fd=inside)
+    with _descriptors_guard:
+        _opening.append(path)
+    try:
+        while True:
+            forks = _forks
+            descriptor = os.open(name or path, flags, 0o600, dir_fd=inside)
+            with _descriptors_guard:
+                if forks == _forks:
+                    _descriptors.add(descriptor)
+                    return descriptor
+            os.close(descriptor)  # a child had it, and may have it still: what it has is never locked
+    finally:
         with _descriptors_guard:
-            if forks == _forks:
-                _descriptors.add(descriptor)
-                return descriptor
-        os.close(descriptor)  # a child has it, and can't know of it: what it has is never locked
+            _opening.remove(path)
 
 
 def check_owned(path: str) -> bool:
@@ -103,7 +117,7 @@ class LockFile:
         """Create the file for its owner only, or open it: by its path, or by its *name* in an open folder."""
         flags = (os.O_RDONLY | os.O_DIRECTORY) if self._folder else (os.O_RDWR | os.O_CREAT)
         try:
-            self.descriptor = _open(name or self.path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, inside)
+            self.descriptor = _open(self.path, name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, inside)
             if not self._known:
                 refuse_strangers(self.path, os.fstat(self.descriptor), folder=self._folder)
         except OSError as error:
