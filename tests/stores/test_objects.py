@@ -285,16 +285,18 @@ async def test_a_listing_of_long_keys_may_take_longer_than_a_call(
 ) -> None:
     async with ObjectStore(place, concurrency=2, **s3.options) as store:
         await put_long(store)
-        read = store._bucket.read
+        read, begun = store._bucket.read, 0
 
         async def slow(name: str, end: int | None = None) -> Any:
-            await asyncio.sleep(0.05)
+            nonlocal begun
+            begun += 1
+            await asyncio.sleep(0.05)  # real time, as the deadlines of calls are
             return await read(name, end)
 
         monkeypatch.setattr(store._bucket, "read", slow)
         store.timeout = 1.0
         listing = asyncio.ensure_future(collect(store.keys()))
-        await asyncio.sleep(0.1)
+        await until(lambda: begun > 2)
         await store.get("a:other")  # has its turn in between
         assert not listing.done()
         assert await listing == LONG
@@ -312,7 +314,7 @@ async def test_a_listing_that_ends_early_leaves_no_request_behind(
             begun.append(name)
             if len(begun) == 3 and not leaves:
                 raise StoreUnavailableError("down")
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
         monkeypatch.setattr(store._bucket, "read", silent)
         before = asyncio.all_tasks()
