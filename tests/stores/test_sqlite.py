@@ -19,6 +19,7 @@ from overwinter.errors import (
     UsageError,
 )
 from overwinter.stores import Durability, Expect, MemoryStore, SQLiteStore, _sqlite_reader, _sqlite_worker
+from overwinter.stores._flock import LockFile
 from overwinter.stores._jobs import MAX_BYTES, MAX_ROWS, Job, take
 
 # ---------------------------------------------------------------- batches
@@ -251,6 +252,52 @@ async def test_a_claim_waits_and_can_be_cancelled(tmp_path):
         await asyncio.sleep(0)
         await one.release("agent")
         await waiting
+
+
+async def hung_claim(store, monkeypatch):
+    """Begin a claim whose lock file is on a disk that hangs; return the task and what sees the hanging to its end."""
+    begun, hanging = threading.Event(), threading.Event()
+    open_now = LockFile.open
+
+    def open_later(lock):
+        begun.set()
+        hanging.wait(20)
+        open_now(lock)
+
+    monkeypatch.setattr(LockFile, "open", open_later)
+    claim = asyncio.create_task(store.claim("agent", shared=False, wait=0))
+    await asyncio.to_thread(begun.wait, 20)
+    monkeypatch.undo()
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "overwinter-claim"]
+
+    async def go_on():
+        hanging.set()
+        await asyncio.to_thread(thread.join, 20)
+
+    return claim, go_on
+
+
+async def test_a_claim_on_a_disk_that_hangs_is_given_up_and_leaves_no_lock(tmp_path, monkeypatch):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path, timeout=0.05) as one, SQLiteStore(path) as other:
+        claim, go_on = await hung_claim(one, monkeypatch)
+        with pytest.raises(StoreUnavailableError, match=r"did not answer within.*claim of agent 'agent'"):
+            await claim
+        await go_on()
+        await other.claim("agent", shared=False, wait=0)
+
+
+async def test_a_claim_cancelled_on_a_disk_that_hangs_leaves_no_lock(tmp_path, monkeypatch):
+    path = tmp_path / "a.db"
+    async with SQLiteStore(path) as one, SQLiteStore(path) as other:
+        claim, go_on = await hung_claim(one, monkeypatch)
+        claim.cancel()
+        await asyncio.gather(claim, return_exceptions=True)
+        assert claim.cancelled()
+        await go_on()
+        await other.claim("agent", shared=False, wait=0)
+        with pytest.raises(StoreInUseError):
+            await one.claim("agent", shared=False, wait=0)
 
 
 async def test_closing_releases_claims(tmp_path):

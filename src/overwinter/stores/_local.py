@@ -74,7 +74,7 @@ class LocalStore(Store):
             await self._end(opened)
             raise
         self._desks = opened
-        self._owned = Claims(self._prefix(), self.path)
+        self._owned = Claims(self._prefix(), self.path, self._patience)
 
     async def close(self) -> None:
         """Do what was begun, then let go. A later ``async with`` opens it again."""
