@@ -492,6 +492,9 @@ class InstanceManager(Generic[A]):
         """End the agent without saving, and delete what is stored, readable or not. Idempotent and cancel-safe.
 
         Calls that wait for their turn get ``AgentDeletedError``.
+
+        Raises:
+            ThawError: what is stored is another agent's, with which ``key_fn`` mixes this one up. It stays.
         """
         self._check()
         check_key(key, self._kind.name)

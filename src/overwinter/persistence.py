@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from struct import Struct as Layout
@@ -29,7 +30,7 @@ from .errors import (
     ThawError,
     UnknownAgentError,
 )
-from .record import CUSTOM, EXTRAS, seal, unpack
+from .record import CUSTOM, EXTRAS, Header, seal, unpack
 from .stores.base import Expect, Revision, Store, Stored
 
 __all__ = ["MAX_STATE", "Keeper", "KeyFunction", "Loaded", "Persistence", "default_key", "new_revision"]
@@ -141,15 +142,7 @@ class Keeper(Generic[A]):
             header, body = unpack(stored.data)
         except ThawError as error:
             raise type(error)(f"{where}: {error}") from None
-        if header.agent != self.kind.name and header.agent not in self.kind.aliases:
-            raise UnknownAgentError(
-                f"{where}: the record belongs to agent {header.agent!r}: "
-                f"if that is a former name, declare aliases=({header.agent!r},); if not, make key_fn tell agents apart"
-            )
-        if header.key != key:
-            raise CorruptRecordError(
-                f"{where}: the record is that of key {header.key!r}: make key_fn tell keys apart, or restore a backup"
-            )
+        self._check_whose(header, key)
         if header.revision != stored.revision:
             raise CorruptRecordError(
                 f"{where}: the record and the store disagree on its revision: restore a backup of both"
@@ -190,6 +183,49 @@ class Keeper(Generic[A]):
             header.sequence,
             unsettled,
         )
+
+    def _check_whose(self, header: Header, key: str) -> None:
+        where = f"{self.kind.name} {key!r}"
+        if header.agent not in self._names:
+            raise UnknownAgentError(
+                f"{where}: the record belongs to agent {header.agent!r}: "
+                f"if that is a former name, declare aliases=({header.agent!r},); if not, make key_fn tell agents apart"
+            )
+        if header.key != key:
+            raise CorruptRecordError(
+                f"{where}: the record is that of key {header.key!r}: make key_fn tell keys apart, or restore a backup"
+            )
+
+    async def delete(self, store: Store, key: str, store_key: str) -> bool:
+        """Delete what is under a store key, readable or not, what is written meanwhile too; whether there was anything.
+
+        A conditional delete, even of what was just seen, can't take what comes after it, however late it arrives.
+
+        Raises:
+            ThawError: it is another agent's, with which *key_fn* mixes this one up.
+            StoreError: the store could not do it.
+        """
+        while (found := await self._deletable(store, key, store_key)) is not None:
+            with suppress(RevisionConflictError):
+                await store.in_time(store.delete(store_key, expected=found), OutcomeUnknownError)
+                return True
+        return False
+
+    async def _deletable(self, store: Store, key: str, store_key: str) -> Revision | Expect | None:
+        try:
+            if self._key_fn is default_key:  # which mixes nothing up
+                return await store.in_time(store.head(store_key))
+            stored = await store.in_time(store.get(store_key))
+        except CorruptRecordError:
+            return Expect.ANY
+        if stored is None:
+            return None
+        try:
+            header, _ = unpack(stored.data)
+        except ThawError:
+            return stored.revision  # whose it is can't be told
+        self._check_whose(header, key)
+        return stored.revision
 
     def encode(self, agent: A, extras: Mapping[str, Any] = _NOTHING, *, any_size: bool = False) -> bytes:
         """Check and encode an agent's state.
@@ -344,10 +380,14 @@ class Persistence:
         line.attempted.clear()
 
     async def delete(self, cls: type[Agent], key: str) -> None:
-        """Delete what is stored under *key*, readable or not. Idempotent."""
+        """Delete what is stored under *key*, readable or not. Idempotent.
+
+        Raises:
+            ThawError: it is another agent's, with which ``key_fn`` mixes this one up.
+        """
         keeper = self._keeper_of(cls, key)
         for store_key in keeper.store_keys(key):
-            await self.store.delete(store_key, expected=Expect.ANY)
+            await keeper.delete(self.store, key, store_key)
 
     async def keys(self, cls: type[Agent], prefix: str = "") -> AsyncIterator[str]:
         """Yield the keys of the stored agents that begin with *prefix*, each once, in no order; thaw none.

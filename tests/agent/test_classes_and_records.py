@@ -26,6 +26,7 @@ from overwinter.errors import (
     UnknownAgentError,
 )
 from overwinter.persistence import default_key
+from overwinter.stores import Expect
 from overwinter.testing import ManualClock
 
 
@@ -98,13 +99,35 @@ async def test_the_record_of_an_agent_of_another_name_is_refused():
         async with Untouched(store, "ada"), InstanceManager(V1, store=store, key_fn=by_key_alone) as sessions:
             with pytest.raises(UnknownAgentError, match=r"session 'ada'.*'cart'.*aliases=.*key_fn"):
                 await sessions.get("ada", initial={"title": "fresh"})
+            with pytest.raises(UnknownAgentError, match=r"session 'ada'.*'cart'.*key_fn"):
+                await sessions.delete("ada")
             assert sessions.keys() == []
         async with InstanceManager(Before, store=store, key_fn=all_in_one) as carts:
             await carts.call("ada", Before.add, "apple")
             async with Untouched(store, "the-one"):
                 with pytest.raises(CorruptRecordError, match=r"cart 'bob'.*'ada'.*key_fn"):
                     await carts.call("bob", Before.add, "pear")
+                with pytest.raises(CorruptRecordError, match=r"cart 'bob'.*'ada'.*key_fn"):
+                    await carts.delete("bob")
+                with pytest.raises(CorruptRecordError, match=r"cart 'bob'.*'ada'.*key_fn"):
+                    await Persistence(store, key_fn=all_in_one).delete(Before, "bob")
             assert await carts.call("ada", Before.add, "fig") == 2
+            await carts.delete("ada")
+            assert await store.get("the-one") is None
+
+
+async def test_with_a_key_fn_what_can_not_be_read_can_be_deleted():
+    def by_key_alone(name, key):
+        return key
+
+    store = MemoryStore()
+    async with store, InstanceManager(Before, store=store, key_fn=by_key_alone) as carts:
+        await store.put("ada", b"no record", revision=b"1" * 16, expected=Expect.ABSENT)
+        with pytest.raises(CorruptRecordError):
+            await carts.call("ada", Before.add, "apple")
+        await carts.delete("ada")
+        await carts.delete("ada")
+        assert await carts.call("ada", Before.add, "apple") == 1
 
 
 class Fields1(Agent, name="profile"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Coroutine, Generator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -18,15 +18,12 @@ from ..agent import Agent, Method
 from ..errors import (
     AgentDeletedError,
     ClosedError,
-    CorruptRecordError,
     OutcomeUnknownError,
     OverwinterError,
     ReentrantCallError,
-    RevisionConflictError,
     StoreUnavailableError,
     SupersededError,
 )
-from ..stores.base import Expect, Revision, Store
 from ._home import Evicted, Home, Retired
 from ._lifecycle import FREEZING, LIVE, THAWING
 from ._performer import Send
@@ -282,7 +279,7 @@ class Registry(Generic[A]):
                 await asyncio.shield(self.home.opening)
             for store_key in self.home.keeper.store_keys(key):
                 if store_key != done:
-                    begun = await _delete_record(store, store_key) or begun
+                    begun = await self.home.keeper.delete(store, key, store_key) or begun
         except StoreUnavailableError as error:
             if not begun:
                 raise
@@ -293,24 +290,6 @@ class Registry(Generic[A]):
         finally:
             del self._deleting[key]
             over.set_result(None)
-
-
-async def _delete_record(store: Store, store_key: str) -> bool:
-    """Delete whatever is under a store key, what somebody else writes meanwhile too; return whether there was anything.
-
-    A conditional delete, even of what was just seen, can't take what comes after it, however late it arrives.
-    """
-    while True:
-        found: Revision | Expect | None
-        try:
-            found = await store.in_time(store.head(store_key))
-        except CorruptRecordError:
-            found = Expect.ANY
-        if found is None:
-            return False
-        with suppress(RevisionConflictError):
-            await store.in_time(store.delete(store_key, expected=found), OutcomeUnknownError)
-            return True
 
 
 async def _settled(server: AgentServer[Any]) -> None:
