@@ -29,22 +29,22 @@ BYTES = 120
 def troubles(place):
     """What may befall a round: one of the two processes is killed, or the server, or the network fails."""
     if place.proxy is None:
-        return ["kill a client"]
-    return ["kill a client", "cut", "lose replies", "restart" if place.server else "refuse"]
+        return ["clients killed"]
+    return ["clients killed", "networks cut", "replies lost", "restarts" if place.server else "refusals"]
 
 
 async def trouble(what, place, pid):
-    if what == "kill a client":
+    if what == "clients killed":
         os.kill(pid, signal.SIGKILL)
-    elif what == "cut":
+    elif what == "networks cut":
         assert place.proxy.links
         await place.proxy.cut()
-    elif what == "lose replies":
+    elif what == "replies lost":
         before = place.proxy.lost
         place.proxy.lose_replies(2)
         while place.proxy.lost < before + 2:
             await asyncio.sleep(0.001)
-    elif what == "restart":
+    elif what == "restarts":
         await restart(place.server)
     else:
         await place.proxy.refuse()
@@ -90,7 +90,7 @@ class Rounds:
         over.touch()
         status = [int(await task) for task in ended]
         wanted = [0, 0]
-        if what == "kill a client":
+        if what == "clients killed":
             wanted[victim] = -signal.SIGKILL
         assert status == wanted, (what, [template.errors for template in self.templates])
         histories = read(paths, stale_reads=stale_reads, tombstones=self.place.proxy is not None)

@@ -634,4 +634,4 @@ def test_a_seeded_bug_is_found(bug, proof, monkeypatch):
     bug(monkeypatch)
     with pytest.raises(BaseException):  # noqa: B017, PT011  # an assertion of the model's, or a group of them
         explore(2_000, proof.chance("runs").randrange(1 << 32), (Phase.generate,))  # it ends with the first failure
-    proof.count(bugs=1)
+    proof.count(found=1)
