@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Iterator
+from typing import Any, TypeVar, cast
 
 from .errors import CloseError
+from .manager import CLOSING
 
 __all__ = ["run"]
 
@@ -19,20 +20,23 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
     """Run *main* as ``asyncio.run`` does, and end it in order on SIGTERM.
 
     On SIGTERM *main* is cancelled, so that its ``async with`` blocks close their managers and every agent is stored;
-    ``None`` is returned. If some could not be stored, a report goes to stderr and the process exits with status 1.
+    ``None`` is returned. What closes is seen to its end, however *main* ended, and however often the signal comes. If
+    some agents could not be stored, a report goes to stderr and the process exits with status 1.
     Call it in the main thread; it is the only thing in overwinter that handles signals.
     """
     told = False
+    failures: list[CloseError] = []
 
     async def supervised() -> T:
-        task = asyncio.get_running_loop().create_task(main)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(main)
 
         def end() -> None:
             nonlocal told
-            told = True
-            task.cancel()
+            if not told:
+                told = True
+                task.cancel()
 
-        loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, end)
         try:
             return await task
@@ -43,17 +47,47 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
                 task.result()
             raise
         finally:
+            failures.extend(await _see_closed())  # who waited for it was cancelled, perhaps
             loop.remove_signal_handler(signal.SIGTERM)
 
+    result = None
     try:
-        return asyncio.run(supervised())
-    except asyncio.CancelledError:
-        if not told:
+        result = asyncio.run(supervised())
+    except BaseException as error:
+        failures.extend(_close_errors(error))
+        if not isinstance(error, CloseError) and not (told and isinstance(error, asyncio.CancelledError)):
             raise
-        return None
-    except CloseError as error:
-        _report(error)
-        raise SystemExit(1) from None
+    finally:
+        for failure in dict.fromkeys(failures):
+            _report(failure)
+    if failures:
+        raise SystemExit(1)
+    return result
+
+
+async def _see_closed() -> list[CloseError]:
+    """Wait until nothing closes any more; return what came of that, which nobody was told."""
+    here = asyncio.get_running_loop()
+    failures: list[CloseError] = []
+    while closing := [task for task in CLOSING if task.get_loop() is here and not task.done()]:
+        await asyncio.wait(closing)
+        for task in closing:
+            try:
+                task.result()
+            except CloseError as error:
+                failures.append(error)
+    return failures
+
+
+def _close_errors(error: BaseException | None) -> Iterator[CloseError]:
+    """What is in an error, and behind it: of several managers that can't store, each raises its own."""
+    while error is not None:
+        if isinstance(error, CloseError):
+            yield error
+        elif isinstance(error, BaseExceptionGroup):
+            for one in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+                yield from _close_errors(one)
+        error = error.__context__
 
 
 def _report(error: CloseError) -> None:

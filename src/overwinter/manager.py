@@ -37,7 +37,10 @@ from .runtime._turn import TURN, current_turn
 from .runtime._view import Inspection, Stats, inspect, stats
 from .stores.base import Store
 
-__all__ = ["Inspection", "InstanceManager", "ManagerOptions", "Stats"]
+__all__ = ["CLOSING", "Inspection", "InstanceManager", "ManagerOptions", "Stats"]
+
+CLOSING: WeakSet[asyncio.Task[None]] = WeakSet()
+"""What closes managers, in all loops: it goes on when whoever asked for it is cancelled."""
 
 A = TypeVar("A", bound=Agent)
 P = ParamSpec("P")
@@ -557,6 +560,7 @@ async def close_together(managers: list[InstanceManager[Any]], deadline: float) 
     tasks = [manager._door.close_task for manager in managers if manager._door.close_task is not None]
     if todo:
         task = asyncio.get_running_loop().create_task(_close(todo, deadline))
+        CLOSING.add(task)
         for manager in todo:
             manager._door.closing, manager._door.close_task = True, task  # intake ends now, not when the task starts
         tasks.insert(0, task)  # what it fails with nobody was told yet

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from .agent import Agent
 from .errors import UsageError
-from .manager import InstanceManager, ManagerOptions, close_together
+from .manager import CLOSING, InstanceManager, ManagerOptions, close_together
 from .stores.base import Store
 
 __all__ = ["AgentSystem"]
@@ -92,6 +92,7 @@ class AgentSystem:
         if self._open:
             self._open, self._closed = False, True
             self._close_task = asyncio.get_running_loop().create_task(self._close(deadline))
+            CLOSING.add(self._close_task)
         if self._close_task is not None:
             await asyncio.shield(self._close_task)
 

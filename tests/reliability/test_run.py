@@ -42,8 +42,8 @@ PROGRAM = """
 """
 
 
-def start(tmp_path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(tmp_path / "agents.db"), *arguments]
+def start(path, *arguments: str, program: str = PROGRAM) -> subprocess.Popen:
+    command = [sys.executable, "-c", textwrap.dedent(program), str(path), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -56,24 +56,113 @@ def end(child: subprocess.Popen, number: signal.Signals | None) -> tuple[str, st
 
 
 def test_sigterm_stores_everybody(tmp_path):
-    assert end(start(tmp_path), signal.SIGTERM) == ("1\nNone\n", "", 0)
-    assert end(start(tmp_path), signal.SIGTERM)[0] == "2\nNone\n"
+    assert end(start(tmp_path / "agents.db"), signal.SIGTERM) == ("1\nNone\n", "", 0)
+    assert end(start(tmp_path / "agents.db"), signal.SIGTERM)[0] == "2\nNone\n"
 
 
 def test_a_main_that_ends_returns_its_value(tmp_path):
-    assert end(start(tmp_path, "ends"), None) == ("1\nover\n", "", 0)
+    assert end(start(tmp_path / "agents.db", "ends"), None) == ("1\nover\n", "", 0)
 
 
 def test_ctrl_c_stores_everybody_and_is_a_keyboard_interrupt(tmp_path):
-    _, err, status = end(start(tmp_path), signal.SIGINT)
+    _, err, status = end(start(tmp_path / "agents.db"), signal.SIGINT)
     assert "KeyboardInterrupt" in err
     assert status in (1, 130, -signal.SIGINT)
-    assert end(start(tmp_path), signal.SIGTERM)[0] == "2\nNone\n"
+    assert end(start(tmp_path / "agents.db"), signal.SIGTERM)[0] == "2\nNone\n"
+
+
+CLOSING = """
+    import asyncio, os, signal, sys
+    import overwinter
+    from overwinter import Agent, InstanceManager, SQLiteStore
+
+    class Counter(Agent):
+        count: int = 0
+        async def increment(self) -> int:
+            self.count += 1
+            return self.count
+        async def on_stop(self) -> None:  # once it has begun, the signals come
+            while signals:
+                os.kill(os.getpid(), signals.pop(0))
+                for _ in range(100):  # long enough to be ended, if that is what the signal did
+                    await asyncio.sleep(0)
+            self.count += 10
+
+    signals = [getattr(signal, name) for name in sys.argv[2:]]
+
+    async def main() -> str:
+        async with InstanceManager(Counter, store=SQLiteStore(sys.argv[1]), durability="hibernate") as counters:
+            print(await counters.call("ada", Counter.increment), flush=True)
+            if len(sys.argv) > 3:  # the first one ends main, the others come as it closes
+                os.kill(os.getpid(), signals.pop(0))
+                await asyncio.Event().wait()
+        return "over"
+
+    print(overwinter.run(main()), flush=True)
+"""
+
+
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT"], ["SIGTERM", "SIGTERM"], ["SIGTERM"] * 5])
+def test_signals_that_come_as_it_closes_lose_nothing(tmp_path, signals):
+    path = tmp_path / "agents.db"
+    first = end(start(path, *signals, program=CLOSING), None)
+    assert first[2] == 0 or signals == ["SIGINT"], first
+    assert end(start(path, program=CLOSING), None)[0] == "12\nover\n"
+
+
+SEVERAL = """
+    import asyncio, os, signal, sys
+    import overwinter
+    from overwinter import Agent, InstanceManager, MemoryStore
+    from overwinter.errors import StoreUnavailableError
+    from overwinter.testing import FaultyStore
+
+    class Counter(Agent):
+        count: int = 0
+        async def increment(self) -> int:
+            self.count += 1
+            return self.count
+
+    class Other(Counter):
+        pass
+
+    async def keep(cls, key: str) -> None:
+        store = FaultyStore(MemoryStore())
+        async with InstanceManager(cls, store=store, durability="hibernate", store_patience=0.05) as manager:
+            await manager.call(key, cls.increment)
+            store.fail("put", lambda: StoreUnavailableError("full"), times=1e9)
+            try:
+                if key == "ada" and sys.argv[2] == "nested":
+                    await keep(Other, "bob")
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.Event().wait()
+            finally:
+                await manager.close(deadline=0.2)
+
+    async def main() -> None:
+        print("began", flush=True)
+        if sys.argv[2] == "nested":
+            await keep(Counter, "ada")
+        else:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(keep(Counter, "ada"))
+                group.create_task(keep(Other, "bob"))
+
+    overwinter.run(main())
+"""
+
+
+@pytest.mark.parametrize("how", ["nested", "beside each other"])
+def test_whom_each_of_several_managers_could_not_store_is_named(tmp_path, how):
+    _, err, status = end(start(tmp_path / "unused", how, program=SEVERAL), None)
+    assert status == 1
+    assert "not stored: 'ada'" in err
+    assert "not stored: 'bob'" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_whom_it_could_not_store_is_named_and_the_status_is_not_zero(tmp_path, number):
-    _, err, status = end(start(tmp_path, "full"), number)
+    _, err, status = end(start(tmp_path / "agents.db", "full"), number)
     assert status == 1
     assert "not stored: 'ada'" in err
     assert "Traceback" not in err
