@@ -206,8 +206,8 @@ class SupersededError(OverwinterError):
 class CloseError(OverwinterError):
     """Closing could not store every agent.
 
-    ``not_stored``: keys whose last changes are certainly not stored; ``unknown``: keys whose last put has no known
-    outcome; ``abandoned``: keys whose turn or ``on_stop`` did not end in time.
+    ``not_stored``: keys whose last changes are certainly not stored; ``unknown``: keys whose last put or delete has no
+    known outcome; ``abandoned``: keys whose turn or ``on_stop`` did not end in time.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ import msgspec
 import pydantic
 import pytest
 from agents import Counter
-from waiting import pass_time
+from waiting import outcome, pass_time
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, Signal, commit, on, readonly
 from overwinter.errors import AlreadyAppliedError, CallIdReusedError, OutcomeUnknownError, StoreUnavailableError
@@ -143,6 +143,14 @@ async def test_a_call_that_commits_is_kept_too():
     async with InstanceManager(Shop, store=MemoryStore()) as shops:
         shop = await shops.options(call_id="1").get("a")
         assert [await shop.in_steps(), await shop.in_steps()] == [1, 1]
+
+
+async def test_with_on_error_keep_what_a_call_that_raised_changed_is_not_changed_again():
+    async with InstanceManager(Counter, store=MemoryStore(), durability="hibernate", on_error="keep") as counters:
+        once = counters.options(call_id="pay 1")
+        assert isinstance(await outcome(once.call("ada", Counter.fail)), ValueError)
+        assert isinstance(await outcome(once.call("ada", Counter.fail)), AlreadyAppliedError)
+        assert await counters.call("ada", Counter.read) == 1
 
 
 async def test_the_last_ids_are_kept_and_no_more():

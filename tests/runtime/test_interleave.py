@@ -7,9 +7,10 @@ import asyncio
 import pytest
 from waiting import outcome, pass_time, rest, stored
 
-from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore, interleave
+from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore, interleave, readonly
 from overwinter.errors import (
     AgentNotFoundError,
+    AgentStateError,
     MailboxFullError,
     StoreUnavailableError,
     SupersededError,
@@ -214,6 +215,38 @@ async def test_it_ends_with_the_copy_that_it_looks_at():
         await store.inner.delete("Job:a", expected=data.revision)  # another owner
         assert isinstance(await outcome(jobs.call("a", Job.step)), SupersededError)
         assert isinstance(await outcome(watch), SupersededError)
+
+
+class Stray(Agent):
+    """Sets an attribute that nobody declared, in calls that change nothing."""
+
+    count: int = 0
+
+    async def increment(self) -> int:
+        self.count += 1
+        return self.count
+
+    @interleave
+    async def look(self, then: type[Exception] | None = None) -> int:
+        self.seen = True
+        if then:
+            raise then
+        return self.count
+
+    @readonly
+    async def read(self) -> None:
+        self.seen = True
+        raise KeyError
+
+
+async def test_an_attribute_that_it_sets_first_fails_it_and_no_other_call():
+    async with InstanceManager(Stray, store=MemoryStore()) as strays:
+        assert isinstance(await outcome(strays.call("ada", Stray.look)), AgentStateError)
+        assert await outcome(strays.call("ada", Stray.increment)) == 1
+        assert isinstance(await outcome(strays.call("ada", Stray.look, KeyError)), KeyError)
+        assert await outcome(strays.call("ada", Stray.increment)) == 2
+        assert isinstance(await outcome(strays.call("ada", Stray.read)), KeyError)
+        assert await outcome(strays.call("ada", Stray.increment)) == 3
 
 
 def test_it_is_a_readonly_method():

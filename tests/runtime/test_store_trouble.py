@@ -14,6 +14,7 @@ from waiting import outcome, pass_time, reports, rest, stored, write_behind
 from overwinter import Agent, InstanceManager, Interval, MemoryStore, Persistence, commit, readonly
 from overwinter.errors import (
     AgentDeletedError,
+    CloseError,
     OutcomeUnknownError,
     RevisionConflictError,
     StoreUnavailableError,
@@ -863,3 +864,154 @@ async def test_who_waits_for_its_turn_when_patience_ends_is_told_too():
         store.heal()
         await pass_time(clock, lambda: not counters.stats().dirty)
         assert (await stored(store.inner)).count == 2
+
+
+# ---------------------------------------------------------------- what was committed on the way
+
+
+class Steps(Agent):
+    """Commits in the middle of a call, and may be held up behind that, or as it cleans up."""
+
+    count: int = 0
+
+    async def add(self, behind: asyncio.Event, cleaning: asyncio.Event | None = None) -> int:
+        self.count += 1
+        try:
+            await commit()
+            await behind.wait()
+        finally:
+            if cleaning is not None:
+                await cleaning.wait()
+        self.count += 100
+        return self.count
+
+    async def increment(self) -> int:
+        self.count += 1
+        return self.count
+
+    async def wait(self, event: asyncio.Event, began: list[None]) -> int:
+        began.append(None)
+        await event.wait()
+        self.count += 100
+        return self.count
+
+
+async def test_a_call_that_committed_and_was_then_overtaken_is_not_run_again():
+    store, go_on = MemoryStore(), asyncio.Event()
+    async with InstanceManager(Steps, store=store, superseded="retry") as manager:
+        call = asyncio.create_task(manager.call("ada", Steps.add, go_on))
+        await rest()
+        await write_behind(store, by=1000, cls=Steps)
+        go_on.set()
+        with pytest.raises(SupersededError, match=r"after its last commit\(\).*Read the agent"):
+            await asyncio.wait_for(call, 5)
+        assert (await stored(store, Steps)).count == 1001
+
+
+async def test_a_call_that_was_cancelled_and_is_then_overtaken_is_not_run_again():
+    store, began, never = FaultyStore(MemoryStore()), [], asyncio.Event()
+    async with InstanceManager(Steps, store=store, superseded="retry") as manager:
+        await manager.call("ada", Steps.increment)
+        gate = store.hold("put")
+        first = asyncio.create_task(manager.call("ada", Steps.increment))
+        await gate.reached()
+        second = asyncio.create_task(manager.call("ada", Steps.wait, never, began))
+        await rest()
+        assert manager.cancel("ada")
+        await write_behind(store.inner, by=1000, cls=Steps)
+        store.heal()
+        assert await outcome(first) == 1002  # nobody cancelled this one
+        assert isinstance(await outcome(second), SupersededError)
+        assert len(began) == 1
+
+
+@pytest.mark.parametrize("policy", ["raise", "retry"])
+async def test_a_commit_that_may_be_stored_is_never_called_not_stored_however_its_call_ends(policy):
+    store, clock, cleaning = FaultyStore(MemoryStore()), ManualClock(), asyncio.Event()
+    async with InstanceManager(Steps, store=store, clock=clock, superseded=policy) as manager:
+        await manager.call("ada", Steps.increment)
+        store.fail("put", reset, after=True)  # it landed, and nobody knows
+        call = asyncio.create_task(manager.call("ada", Steps.add, asyncio.Event(), cleaning))
+        await rest()
+        assert manager.cancel("ada")
+        await write_behind(store.inner, by=1000, cls=Steps)
+        await pass_time(clock, lambda: manager.inspect("ada").state == "freezing")
+        cleaning.set()
+        await pass_time(clock, call.done)
+        assert isinstance(call.exception(), OutcomeUnknownError)
+        assert (await stored(store.inner, Steps)).count == 1002
+
+
+@pytest.mark.parametrize("durability", [Interval(5), "hibernate"])
+async def test_a_commit_that_fails_and_whose_change_stays_is_not_called_undone(durability):
+    store, clock, go_on = FaultyStore(MemoryStore()), ManualClock(), asyncio.Event()
+    go_on.set()
+    async with InstanceManager(Steps, store=store, clock=clock, store_patience=1, durability=durability) as manager:
+        store.fail("put", down, times=6)
+        call = asyncio.create_task(manager.call("ada", Steps.add, go_on))
+        await pass_time(clock, call.done)
+        assert isinstance(call.exception(), OutcomeUnknownError)
+        assert "stays" in str(call.exception())
+        await pass_time(clock, lambda: not manager.stats().dirty)
+        assert (await stored(store.inner, Steps)).count == 1
+
+
+class Teller(Agent):
+    count: int = 0
+
+    async def order(self, counters) -> int:
+        self.count += 1
+        counters.tell("kitchen", Counter.increment)
+        return self.count
+
+
+async def test_what_a_call_told_others_leaves_when_its_change_is_stored_at_last():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with (
+        InstanceManager(Counter) as counters,
+        InstanceManager(Teller, store=store, clock=clock, store_patience=1) as tellers,
+    ):
+        store.fail("put", reset, times=8)
+        call = asyncio.create_task(tellers.call("ada", Teller.order, counters))
+        await pass_time(clock, call.done)
+        assert isinstance(call.exception(), OutcomeUnknownError)
+        assert counters.keys() == []
+        await pass_time(clock, lambda: not tellers.stats().dirty)
+        await until(counters.keys)
+        assert await outcome(counters.call("kitchen", Counter.read)) == 1
+
+
+async def test_what_a_call_told_others_is_dropped_when_somebody_else_wrote_instead():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with (
+        InstanceManager(Counter) as counters,
+        InstanceManager(Teller, store=store, clock=clock, store_patience=1) as tellers,
+    ):
+        await tellers.call("ada", Teller.order, counters)
+        store.fail("put", reset, times=8)
+        call = asyncio.create_task(tellers.call("ada", Teller.order, counters))
+        await pass_time(clock, call.done)
+        await write_behind(store.inner, by=10, cls=Teller)
+        await pass_time(clock, lambda: tellers.stats().superseded)
+        assert await outcome(counters.call("kitchen", Counter.read)) == 1
+
+
+# ---------------------------------------------------------------- deletes and the end
+
+
+@pytest.mark.parametrize("live", [True, False])
+async def test_a_delete_that_closing_ends_is_unknown_once_the_store_was_asked(live):
+    store = FaultyStore(MemoryStore())
+    manager = InstanceManager(Counter, store=store)
+    await manager.open()
+    await manager.call("ada", Counter.increment)
+    if not live:
+        await manager.stop("ada")
+    gate = store.hold("delete", after=True)
+    delete = asyncio.create_task(manager.delete("ada"))
+    await gate.reached()
+    with pytest.raises(CloseError) as closed:
+        await manager.close(0.1)
+    assert (closed.value.unknown, closed.value.not_stored, closed.value.abandoned) == (("ada",), (), ())
+    assert isinstance(await outcome(delete), OutcomeUnknownError)
+    assert await stored(store.inner) is None

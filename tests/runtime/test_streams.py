@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+from collections.abc import AsyncIterator
 
 import pytest
 from waiting import outcome, reports
@@ -459,6 +460,24 @@ async def test_a_body_that_ends_in_a_cancellation_of_its_own_tells_nobody_that_t
         assert await anext(items) == 1
         assert isinstance(await outcome(anext(items)), asyncio.CancelledError)
         assert await outcome(feeds.call("feed", Feed.add)) == 1
+
+
+class Ended(BaseException):
+    """No ``Exception``: the loop's own tasks are not ended by it."""
+
+
+class Ending(Agent):
+    async def items(self) -> AsyncIterator[int]:
+        yield 1
+        raise Ended
+
+
+async def test_whatever_a_body_ends_with_its_consumer_is_told():
+    async with InstanceManager(Ending) as manager:
+        reports()
+        items = manager.call("ada", Ending.items)
+        assert await anext(items) == 1
+        assert isinstance(await outcome(anext(items)), Ended)
 
 
 async def test_a_stream_is_for_one_consumer():

@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from ..agent import Agent
+from ..agent import Agent, Method
 from ..agent._base import give_key
 from ..errors import AgentNotFoundError, ClosedError, OverwinterError, ThawError
 from ..persistence import Loaded
@@ -90,7 +90,8 @@ class Arriving(Performer[A]):
             or not home.is_open
             or not self._find_place()
         ):
-            home.spawn(self._start(initial, missing, after_life), context=home.ground)
+            # In a context of its own, or those that come alive beside each other would see each other's turns.
+            home.spawn(self._start(initial, missing, after_life), context=home.ground.copy())
             return
         if home.keeper.store is None:
             home.ground.run(self._come, None, initial, missing)
@@ -126,6 +127,8 @@ class Arriving(Performer[A]):
             body = home.keeper.encode(self.agent, self.ledger.extras)
             if changed or body != self.ledger.cur_body:
                 self.ledger.advance(body)
+            if home.kind.starts:
+                self._started_at = self.ledger.cur
             self.ledger.when_durable(self.ledger.cur, effects)
         except BaseException as error:  # it goes to everybody who waits
             self._failed_to_start(error)
@@ -228,8 +231,9 @@ class Arriving(Performer[A]):
         self._end(error)
         return error
 
-    async def alive(self) -> None:
+    async def alive(self, method: Method) -> None:
         if self.state is THAWING:
+            self._check_waiting(method)
             passage = self.passing()
             try:
                 await passage

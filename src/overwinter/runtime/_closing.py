@@ -83,10 +83,13 @@ async def _end(registry: Registry[Any], server: AgentServer[Any], done: Callable
 
 def _give_up(registries: Sequence[Registry[Any]]) -> CloseError | None:
     """Let go of whatever is left, and say what that is."""
-    left = [server for registry in registries for server in registry.servers.values()]
-    unknown = tuple(server.key for server in left if server.ledger.undecided)
+    deleting = [(registry.home.kind.name, key) for registry in registries for key in registry.deleting]
+    left = [
+        server for registry in registries for server in registry.servers.values() if server.key not in registry.deleting
+    ]
+    unknown = tuple(server.key for server in left if server.ledger.undecided) + tuple(key for _, key in deleting)
     not_stored = tuple(server.key for server in left if not server.ledger.clean and not server.ledger.undecided)
-    abandoned = tuple(server.key for server in left if server.ledger.clean)
+    abandoned = tuple(server.key for server in left if server.ledger.clean and not server.ledger.undecided)
     for registry in registries:
         why = partial(ClosedError, f"the manager of {registry.home.kind.name} was closed")
         registry.home.closed = True
@@ -100,9 +103,10 @@ def _give_up(registries: Sequence[Registry[Any]]) -> CloseError | None:
             registry.home.idle.close()
         for task in _others(registry):
             task.cancel()
-    if not left:
+    named = [(server.home.kind.name, server.key) for server in left] + deleting
+    if not named:
         return None
-    some = ", ".join(f"{server.home.kind.name} {server.key!r}" for server in left[:5])
+    some = ", ".join(f"{name} {key!r}" for name, key in named[:5])
     return CloseError(
         f"closed, but {len(not_stored)} agents were not stored, {len(unknown)} have an unknown outcome, and "
         f"{len(abandoned)} did not end in time; among them {some}. All their keys are in this error's attributes",

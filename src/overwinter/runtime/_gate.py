@@ -57,9 +57,11 @@ class Gate:
             elif not waiter.done():
                 waiter.set_result(None)
 
-    def fail(self, error: Callable[[int], OverwinterError]) -> None:
-        """Give everybody who waits an error of their own, made of the version they wait for."""
+    def fail(self, error: Callable[[int], OverwinterError], *, effects_too: bool = True) -> None:
+        """Give everybody who waits an error of their own, made of the version they wait for; drop the effects."""
         waiters, self.waiters = self.waiters, ()
+        if not effects_too:
+            self.waiters = [waiter for waiter in waiters if isinstance(waiter[1], list)] or ()
         for version, waiter in waiters:
             if not isinstance(waiter, list) and not waiter.done():
                 waiter.set_exception(error(version))

@@ -26,7 +26,7 @@ from ..stores.base import Expect, Revision
 from ._gate import Effect, Gate
 from ._room import PutBudget
 
-__all__ = ["Ledger", "LedgerHost", "Terms"]
+__all__ = ["Ledger", "LedgerHost", "Terms", "not_told"]
 
 FIRST_DELAY, LONGEST_DELAY = 0.02, 2.0  # seconds between tries; doubled each time, with jitter
 
@@ -88,6 +88,7 @@ class Ledger(Gate):
     """One agent's versions, and the gate that they open. All methods but the awaited ones are immediate."""
 
     __slots__ = (
+        "_deleting",
         "_flight",
         "_held_back",
         "_host",
@@ -138,6 +139,7 @@ class Ledger(Gate):
         self._held_back = False  # waits until there are fewer bytes on their way
         self.paused = False
         """While it is being deleted: nothing is put."""
+        self._deleting = False  # the store was asked, and has not answered
 
     def begin(self, body: bytes) -> None:
         """Set the version that the agent came alive with, the durable one if it was thawed."""
@@ -184,8 +186,8 @@ class Ledger(Gate):
 
     @property
     def undecided(self) -> bool:
-        """Whether something above ``dur`` may be stored, or come to be."""
-        return self._unknown_to > 0 or self._flight is not None
+        """Whether something above ``dur`` may be stored or come to be, or what is stored may be deleted."""
+        return self._unknown_to > 0 or self._flight is not None or self._deleting
 
     # ------------------------------------------------------------ versions
 
@@ -330,7 +332,7 @@ class Ledger(Gate):
     def admission(self, tag: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """What ``wait`` waits for."""
         if self.lost:
-            raise self.superseded()
+            raise self._lost_at(tag)
         if self._flight is None and tag > self.dur:
             self.flush()  # after giving up, an initial state is put again when somebody wants to see it
         return self.enter(tag, loop)
@@ -361,6 +363,26 @@ class Ledger(Gate):
         """Wait until no put is outstanding."""
         if self.putting:
             await self.wait(self.cur)
+
+    async def delete(self) -> str:
+        """Delete what is stored; return the store key that it was under, empty if there was no record.
+
+        Nothing is put from here on, or a ``save()`` would put it back; unless ``resume`` is called.
+        """
+        store = self._terms.keeper.store
+        self.paused = True
+        if store is None or self.revision is Expect.ABSENT:
+            return ""
+        self._deleting = True
+        try:
+            await store.in_time(store.delete(self.store_key, expected=self.revision), OutcomeUnknownError)
+        except asyncio.CancelledError:
+            if self.lost:
+                raise not_told(self._who) from None
+            raise
+        finally:
+            self._deleting = False
+        return self.store_key
 
     # ------------------------------------------------------------ when things fail
 
@@ -448,7 +470,7 @@ class Ledger(Gate):
     def _tell(self, error: OverwinterError) -> None:
         """Patience is over and we go on trying: callers learn what is true now."""
         if self.unknown:
-            self.fail(lambda _: _unknown(self._who))
+            self.fail(lambda _: _unknown(self._who), effects_too=False)  # what was told others may leave yet
             self._host.refuse(
                 lambda: _again(
                     error, f"{self._who}: its last write has an unknown outcome; not called. Try again later"
@@ -463,19 +485,25 @@ class Ledger(Gate):
             )
 
     def _superseded(self) -> None:
-        def why(tag: int) -> OverwinterError:
-            return _unknown(self._who) if tag <= self._unknown_to else self.superseded()
-
         self.lost = True
         self._stop_timer()
-        self.fail(why)
+        self.fail(self._lost_at)
         self._host.lose(self.superseded())
+
+    def _lost_at(self, tag: int) -> OverwinterError:
+        return _unknown(self._who) if tag <= self._unknown_to else self.superseded()
 
     def lost_to(self, since: int) -> OverwinterError:
         """What a turn that began at version *since* is told: if it made one that may be stored, nobody knows."""
         return _unknown(self._who) if self._unknown_to > since else self.superseded()
 
-    def superseded(self) -> SupersededError:
+    def superseded(self, *, again: bool = True) -> SupersededError:
+        """What a turn is told whose version was lost; *again*: it may be run once more on what is there now."""
+        if not again:
+            return SupersededError(
+                f"{self._who}: another owner wrote this agent; what this call changed after its last commit() was not "
+                "stored, and the copy here was dropped. Read the agent before repeating the call"
+            )
         error = SupersededError(
             f"{self._who}: another owner wrote this agent; this change was not stored, and the copy here was dropped. "
             'Repeat the call, or let the manager do it: superseded="retry"'
@@ -530,6 +558,13 @@ def _outcome(error: BaseException) -> OverwinterError:
 def _unknown(who: str) -> OutcomeUnknownError:
     return OutcomeUnknownError(
         f"{who}: the store did not say whether this change was stored: read the agent before repeating the call"
+    )
+
+
+def not_told(who: str) -> OutcomeUnknownError:
+    """What a delete is told that closing ended after the store was asked."""
+    return OutcomeUnknownError(
+        f"{who}: the manager was closed before the store said whether this was deleted: see whether it is there"
     )
 
 

@@ -20,10 +20,12 @@ from ..errors import (
     AgentStateError,
     ClosedError,
     MailboxFullError,
+    OutcomeUnknownError,
     OverwinterError,
     ReadonlyError,
     ReentrantCallError,
     StoreUnavailableError,
+    SupersededError,
     TurnCancelledError,
     TurnTimeoutError,
 )
@@ -54,6 +56,7 @@ class Performer(IdleMember, Generic[A]):
         "_mending",
         "_refusal",
         "_settable",
+        "_started_at",
         "_writer",
         "agent",
         "home",
@@ -77,13 +80,14 @@ class Performer(IdleMember, Generic[A]):
         self.last_error: type[BaseException] | None = None
         """Its type: the exception itself would keep its frames, and their locals, in memory."""
         self._broken = False
+        self._started_at = 0  # the version that on_start made
         self._mending: asyncio.Future[None] | None = None
         self._refusal: MakeError | None = None
         self._emptied: asyncio.Future[None] | None = None
         self._settable: frozenset[str] = frozenset()
 
     @abstractmethod
-    async def alive(self) -> None:
+    async def alive(self, method: Method) -> None:
         """Return when the agent is alive."""
 
     @abstractmethod
@@ -176,12 +180,13 @@ class Performer(IdleMember, Generic[A]):
             assert elsewhere is not None
             return await elsewhere(self.key, method, args, kwargs, call_id)
         if version > ledger.dur and ledger.gated and (failure is None or _waits(turn, failure)):
+            final = turn.committed or turn.aborted is not None
             try:
                 admission = ledger.admission(version, turn.task.get_loop())
                 turn = timer = None  # the fewer objects wait, the less the garbage collector has to look at
                 await admission
             except OverwinterError as error:
-                raise error from failure or error.__cause__
+                raise (self._final(error) if final else error) from failure or error.__cause__
         if failure is not None:
             try:
                 raise failure
@@ -260,7 +265,7 @@ class Performer(IdleMember, Generic[A]):
         self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], send: Send | None, wait: Wait | None
     ) -> Any:
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
-        await self.alive()
+        await self.alive(method)
         if self._broken:
             await self._mended()
         turn = self._begin(True, current_turn())
@@ -275,7 +280,11 @@ class Performer(IdleMember, Generic[A]):
             result = await (body if send is None else self._pass_on(body, send))
             if turn.aborted is not None:
                 raise turn.aborted  # the body kept the cancellation to itself; what it returned does not count
+            if not self.turns.writing and not self._settable.issuperset(self.agent.__dict__):
+                raise self._stray()  # who writes beside it could have set it, too
         except BaseException as error:
+            if not self.turns.writing:
+                self._drop_strays()
             if turn.aborted is None:
                 raise
             raise turn.outcome_of_abort(error) from None
@@ -413,9 +422,19 @@ class Performer(IdleMember, Generic[A]):
                 await send(item)
 
     async def commit(self, turn: Turn) -> None:
-        self._finish(turn)
-        if not turn.readonly:
+        version = self._finish(turn)
+        if turn.readonly:
+            return
+        try:
             await self.ledger.persist()
+        except StoreUnavailableError as error:
+            if self.ledger.gated:
+                raise
+            raise OutcomeUnknownError(
+                f"{self._who}: commit(): the store is unavailable; what the call changed so far stays, and is stored "
+                "as soon as it can be: read the agent before repeating the call"
+            ) from error
+        turn.committed = turn.committed or version > turn.since
 
     def _finish(self, turn: Turn) -> int:
         """Make a version of what the turn changed, if it did; return the version that the reply depends on."""
@@ -425,7 +444,7 @@ class Performer(IdleMember, Generic[A]):
         if turn.streams and turn.task.cancelling():
             raise asyncio.CancelledError  # the same, and it was the consumer who left
         if ledger.lost:
-            raise ledger.superseded()
+            raise ledger.lost_to(turn.since)
         if not turn.readonly:
             self._seal(turn.receipt, ledger.cur != turn.since)
         elif not self.turns.writing:
@@ -477,14 +496,23 @@ class Performer(IdleMember, Generic[A]):
             error = turn.outcome_of_abort(error)
         elif isinstance(error, Exception):
             self.last_error = type(error)
-        if not turn.readonly and not self.ledger.lost:
+        if turn.readonly:
+            if not self.turns.writing:
+                self._drop_strays()
+        elif not self.ledger.lost:
             self._undo(turn, error)
+        return self._final(error) if turn.committed else error
+
+    def _final(self, error: BaseException) -> BaseException:
+        """What the caller of a turn gets that must not be run again on another life: it committed, or was ended."""
+        if isinstance(error, SupersededError) and error.origin is self.ledger:
+            return self.ledger.superseded(again=False)
         return error
 
     def _undo(self, turn: Turn, error: BaseException) -> None:
         if self.home.keep_on_error and turn.aborted is None and isinstance(error, Exception):
             try:
-                self._seal()
+                self._seal(turn.receipt, self.ledger.cur != turn.since)
             except OverwinterError as refused:  # what can't be kept can't be kept on an error either
                 if type(refused) is not type(error):  # else that is what the caller is told
                     self.home.report(self.key, refused, "the state after a call that failed could not be kept")
@@ -607,6 +635,8 @@ class Performer(IdleMember, Generic[A]):
             self.lose(error())
             return False
         self._restore(body)
+        if self.ledger.dur < self._started_at:
+            self._broken = True  # what on_start changed is undone with the rest: the next turn runs it again
         return True
 
     @property

@@ -25,6 +25,7 @@ from ..errors import (
     SupersededError,
 )
 from ._home import Evicted, Home, Retired
+from ._ledger import not_told
 from ._lifecycle import FREEZING, LIVE, THAWING
 from ._performer import Send
 from ._server import AgentServer
@@ -46,7 +47,8 @@ class Registry(Generic[A]):
         self.home = home
         self.servers: dict[str, AgentServer[A]] = {}
         self._retry = retry
-        self._deleting: dict[str, asyncio.Future[None]] = {}
+        self.deleting: dict[str, asyncio.Future[None]] = {}
+        """The keys of which the store is asked to delete what nobody has alive, with what their next life waits for."""
 
     # ------------------------------------------------------------ calls
 
@@ -143,7 +145,7 @@ class Registry(Generic[A]):
         if home.failures:
             home.failures.check(key, home.terms.clock.monotonic())
         server = self.servers[key] = AgentServer(home, key, (initial is None, missing))
-        server.begin(initial, missing, self._deleting.get(key))
+        server.begin(initial, missing, self.deleting.get(key))
         return server
 
     async def _over(self, server: AgentServer[A]) -> None:
@@ -248,10 +250,10 @@ class Registry(Generic[A]):
 
     async def delete(self, key: str) -> None:
         """End the life of *key* without saving, and delete whatever is stored under it."""
-        while key in self.servers or key in self._deleting:
+        while key in self.servers or key in self.deleting:
             server = self.servers.get(key)
             if server is None:
-                await asyncio.shield(self._deleting[key])
+                await asyncio.shield(self.deleting[key])
                 continue
             with self._waiting_for(server):
                 if server.state is not LIVE:
@@ -271,15 +273,21 @@ class Registry(Generic[A]):
         is somebody else's, and a failure from here on no longer means that nothing happened.
         """
         store, begun = self.home.keeper.store, done is not None
+        asked = begun
         if store is None:
             return
-        over = self._deleting[key] = asyncio.get_running_loop().create_future()
+        over = self.deleting[key] = asyncio.get_running_loop().create_future()
         try:
             if self.home.opening is not None:
                 await asyncio.shield(self.home.opening)
             for store_key in self.home.keeper.store_keys(key):
                 if store_key != done:
+                    asked = True
                     begun = await self.home.keeper.delete(store, key, store_key) or begun
+        except asyncio.CancelledError:
+            if asked and self.home.closed:
+                raise not_told(f"{self.home.kind.name} {key!r}") from None
+            raise
         except StoreUnavailableError as error:
             if not begun:
                 raise
@@ -288,7 +296,7 @@ class Registry(Generic[A]):
                 "anything is left of it; delete it again"
             ) from error
         finally:
-            del self._deleting[key]
+            del self.deleting[key]
             over.set_result(None)
 
 

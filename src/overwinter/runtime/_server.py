@@ -16,14 +16,12 @@ from ..agent._base import KEY
 from ..errors import (
     AgentDeletedError,
     AgentStateError,
-    OutcomeUnknownError,
     OutsideTurnError,
     OverwinterError,
     RevisionConflictError,
     SupersededError,
     TurnCancelledError,
 )
-from ..stores.base import Expect
 from ._arriving import Arriving
 from ._gate import Effect
 from ._home import ABORT_GRACE, Retired, all_done
@@ -176,6 +174,8 @@ class AgentServer(Arriving[A]):
         effects = await self._on_start()
         self._broken = False
         self._seal()
+        if self.home.kind.starts:
+            self._started_at = self.ledger.cur
         self.ledger.when_durable(self.ledger.cur, effects)
 
     async def _on_stop(self) -> list[Effect] | None:
@@ -238,14 +238,10 @@ class AgentServer(Arriving[A]):
         """
         if not self.turns.try_enter(False):
             await self.turns.enter(False)
-        ledger, store = self.ledger, self.home.keeper.store
-        deleted = ""
+        ledger = self.ledger
         try:
             await ledger.settle()
-            ledger.paused = True  # a save() now would put it back
-            if store is not None and ledger.revision is not Expect.ABSENT:
-                deleted = ledger.store_key
-                await store.in_time(store.delete(ledger.store_key, expected=ledger.revision), OutcomeUnknownError)
+            deleted = await ledger.delete()
         except RevisionConflictError:
             error = ledger.superseded()
             self.lose(error)

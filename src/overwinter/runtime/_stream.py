@@ -138,7 +138,9 @@ async def _run(produce: Callable[[Any], Awaitable[None]], channel: _Channel) -> 
         else:
             channel.end(error)  # the body's own, as from any call
         raise
-    except Exception as error:  # noqa: BLE001  # it is the consumer's
+    except BaseException as error:  # it is the consumer's
         channel.end(error)
+        if not isinstance(error, Exception):
+            raise
     else:
         channel.end(None)

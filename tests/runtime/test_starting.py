@@ -1,0 +1,187 @@
+"""``on_start``: each in a context and a turn of its own, and what it changes is there as long as the agent is."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from agents import Counter
+from waiting import outcome, pass_time, rest, stored
+
+from overwinter import Agent, InstanceManager, MemoryStore, interleave, readonly
+from overwinter.errors import ReentrantCallError, StoreUnavailableError, ThawError
+from overwinter.testing import FaultyStore, ManualClock, until
+
+TENANT: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+
+class Starter(Agent):
+    """Waits in ``on_start`` for an event of its own, then does what it was made for."""
+
+    count: int = 0
+    began_as: str = ""
+
+    async def on_start(self, context: dict[str, Any]) -> None:
+        self.began_as = TENANT.get()
+        TENANT.set(self.key)
+        await context["gates"][self.key].wait()
+        await context[self.key](context["manager"])
+
+    async def increment(self) -> int:
+        self.count += 1
+        return self.count
+
+    @readonly
+    async def began(self) -> str:
+        return self.began_as
+
+
+async def nothing(manager) -> None:
+    return None
+
+
+async def begin(manager, *keys: str) -> list[asyncio.Task[Any]]:
+    """Have agents come alive beside each other, each as far as its gate."""
+    calls = []
+    for key in keys:
+        calls.append(asyncio.create_task(manager.call(key, Starter.increment)))
+        await rest()
+    return calls
+
+
+def starters(**does) -> tuple[InstanceManager[Starter], dict[str, asyncio.Event]]:
+    context: dict[str, Any] = {**does, "gates": {key: asyncio.Event() for key in does}}
+    context["manager"] = InstanceManager(Starter, store=MemoryStore(), context=context)
+    return context["manager"], context["gates"]
+
+
+async def test_what_one_tells_as_it_starts_is_not_anothers():
+    async with InstanceManager(Counter) as counters:
+
+        async def tell(_) -> None:
+            counters.tell("told", Counter.increment)
+
+        async def tell_and_fail(_) -> None:
+            counters.tell("never told", Counter.increment)
+            raise ValueError("as asked")
+
+        manager, gates = starters(good=tell, bad=tell_and_fail)
+        async with manager:
+            good, bad = await begin(manager, "good", "bad")
+            gates["good"].set()
+            assert await outcome(good) == 1
+            await until(lambda: counters.keys() == ["told"])
+            gates["bad"].set()
+            assert isinstance(await outcome(bad), ThawError)
+            await rest()
+            assert counters.keys() == ["told"]
+
+
+async def test_one_that_waits_for_another_that_starts_waits_for_no_circle():
+    async def ask(manager) -> None:
+        await manager.call("parent", Starter.increment)
+
+    manager, gates = starters(child=ask, parent=nothing)
+    async with manager:
+        child, parent = await begin(manager, "child", "parent")
+        gates["child"].set()
+        await rest()
+        gates["parent"].set()
+        assert (await outcome(child), await outcome(parent)) == (1, 1)
+
+
+async def test_one_that_calls_itself_is_told_whoever_starts_beside_it():
+    async def ask(manager) -> None:
+        await manager.call("self", Starter.increment)
+
+    manager, gates = starters(other=nothing, self=ask)
+    async with manager:
+        other, call = await begin(manager, "other", "self")
+        gates["other"].set()
+        assert await outcome(other) == 1
+        gates["self"].set()
+        failure = await outcome(call)
+        assert isinstance(failure, ThawError)
+        assert isinstance(failure.__cause__, ReentrantCallError)
+
+
+async def test_what_it_sets_in_context_variables_is_its_own():
+    manager, gates = starters(ada=nothing, bob=nothing)
+    async with manager:
+        for key in ("ada", "bob"):
+            gates[key].set()
+            assert await outcome(manager.call(key, Starter.began)) == "nobody"
+
+
+class Looked(Agent):
+    """Calls an ``@interleave`` method of its own as it starts, or has another agent do that."""
+
+    count: int = 0
+
+    async def on_start(self, context) -> None:
+        await context(self.key)
+
+    @interleave
+    async def look(self) -> int:
+        return self.count
+
+
+class Asker(Agent):
+    async def ask(self, lookers: InstanceManager[Looked], key: str) -> int:
+        return await lookers.call(key, Looked.look)
+
+
+@pytest.mark.parametrize("through", [None, "another agent"])
+async def test_an_interleaved_call_that_waits_for_its_own_thaw_is_told(through):
+    async def look(key: str) -> None:
+        await (askers.call("bob", Asker.ask, lookers, key) if through else lookers.call(key, Looked.look))
+
+    askers, lookers = InstanceManager(Asker), InstanceManager(Looked, store=MemoryStore(), context=look)
+    async with askers, lookers:
+        failure = await outcome(lookers.call("ada", Looked.look))
+        assert isinstance(failure, ThawError)
+        assert isinstance(failure.__cause__, ReentrantCallError)
+
+
+# ---------------------------------------------------------------- what it changes
+
+
+class Account(Agent):
+    opened: bool = False
+    balance: int = 0
+
+    async def on_start(self) -> None:
+        if not self.opened:
+            self.opened, self.balance = True, 100
+
+    async def pay(self, amount: int) -> int:
+        self.balance -= amount
+        return self.balance
+
+    @readonly
+    async def look(self) -> tuple[bool, int]:
+        return self.opened, self.balance
+
+
+@pytest.mark.parametrize("initial", [None, {"balance": 5}])
+async def test_an_agent_never_lives_without_what_its_on_start_changed(initial):
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Account, store=store, clock=clock, store_patience=1) as accounts:
+        store.fail("put", lambda: StoreUnavailableError("down"), times=math.inf)
+        made = asyncio.create_task(accounts.get("ada", initial=initial))
+        await rest()
+        first = asyncio.create_task(accounts.call("ada", Account.pay, 1))
+        await pass_time(clock, lambda: first.done() and made.done())
+        assert isinstance(first.exception(), StoreUnavailableError)
+        look = asyncio.create_task(accounts.call("ada", Account.look))
+        await pass_time(clock, look.done)
+        assert isinstance(look.exception(), StoreUnavailableError)  # it waits for what it saw, which is stored nowhere
+        store.heal()
+        refused = await outcome(accounts.call("ada", Account.pay, 1))  # what its on_start made anew is on its way
+        assert isinstance(refused, StoreUnavailableError)
+        assert await outcome(accounts.call("ada", Account.pay, 1)) == 99
+        found = await stored(store.inner, Account)
+        assert (found.opened, found.balance) == (True, 99)
