@@ -5,11 +5,12 @@ It does not know when an agent lives, who calls it, or how long anything may tak
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from struct import Struct as Layout
 from typing import Any, Generic, Self, TypeVar
@@ -278,6 +279,8 @@ class _Line:
     extras: Mapping[str, Any]
     receipts: Receipts
     attempted: set[Revision]
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of two hibernations at once, the one that began later must store what is newer, and on top."""
 
 
 _LINES = "#lines"
@@ -350,19 +353,20 @@ class Persistence:
                     raise RevisionConflictError(
                         f"{keeper.kind.name} {key!r} is stored already, under a former name: thaw it and change that"
                     )
-        body = keeper.encode(agent, line.extras)
-        vars(agent).update({KEY: key, _LINES: {**lines, key: line}})
-        try:
-            await self._put(keeper, key, line, body)
-        except RevisionConflictError:
-            head = await self.store.head(line.store_key) if line.attempted else None
-            if head is None or head not in line.attempted:
-                raise RevisionConflictError(
-                    f"{keeper.kind.name} {key!r} was written by somebody else since it was thawed: "
-                    "thaw it again and repeat the change"
-                ) from None
-            line.revision = head  # an earlier try of ours had been stored after all
-            await self._put(keeper, key, line, body)
+        async with line.turn:
+            body = keeper.encode(agent, line.extras)
+            vars(agent).update({KEY: key, _LINES: {**agent.__dict__.get(_LINES, {}), key: line}})
+            try:
+                await self._put(keeper, key, line, body)
+            except RevisionConflictError:
+                head = await self.store.head(line.store_key) if line.attempted else None
+                if head is None or head not in line.attempted:
+                    raise RevisionConflictError(
+                        f"{keeper.kind.name} {key!r} was written by somebody else since it was thawed: "
+                        "thaw it again and repeat the change"
+                    ) from None
+                line.revision = head  # an earlier try of ours had been stored after all
+                await self._put(keeper, key, line, body)
 
     async def _put(self, keeper: Keeper[Any], key: str, line: _Line, body: bytes) -> None:
         revision = new_revision()

@@ -8,7 +8,7 @@ import struct
 import pytest
 from agents import Counter
 from pydantic import BaseModel
-from waiting import pass_time
+from waiting import pass_time, rest
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, upcast
 from overwinter.errors import (
@@ -36,6 +36,23 @@ async def test_an_agent_is_hibernated_as_often_as_one_likes():
         for counter.count in (1, 2, 3):
             await persistence.hibernate("ada", counter)
             assert await count(persistence, "ada") == counter.count
+
+
+async def test_of_two_hibernations_at_once_the_later_one_is_stored_last():
+    store = FaultyStore(MemoryStore())
+    async with Persistence(store) as persistence:
+        counter = Counter()
+        await persistence.hibernate("ada", counter)
+        gate = store.hold("put")  # the first request is slow to arrive
+        counter.count = 1
+        first = asyncio.create_task(persistence.hibernate("ada", counter))
+        await gate.reached()
+        counter.count = 2
+        second = asyncio.create_task(persistence.hibernate("ada", counter))
+        await rest()
+        gate.release()
+        await asyncio.gather(first, second)
+        assert await count(persistence, "ada") == 2
 
 
 async def test_under_another_key_it_is_another_agent():
