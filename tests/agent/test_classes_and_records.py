@@ -22,12 +22,13 @@ from overwinter.errors import (
     NewerRecordError,
     RevisionConflictError,
     StoreInUseError,
+    StoreUnavailableError,
     ThawError,
     UnknownAgentError,
 )
 from overwinter.persistence import default_key
 from overwinter.stores import Expect
-from overwinter.testing import ManualClock
+from overwinter.testing import FaultyStore, ManualClock
 
 
 class Point(msgspec.Struct):
@@ -63,6 +64,9 @@ class Renamed(Agent, name="basket", aliases=("trolley", "cart")):
         self.items.append(item)
         return len(self.items)
 
+    async def read(self) -> list[str]:
+        return self.items
+
 
 async def test_a_record_is_found_under_a_former_name_and_stays_there():
     store = MemoryStore()
@@ -82,6 +86,24 @@ async def test_a_record_is_found_under_a_former_name_and_stays_there():
             await baskets.delete("ada")
             assert await store.get(default_key("cart", "ada")) is None
             assert (await baskets.state("ada")).items == []
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError("down"), CorruptRecordError("damaged"), RuntimeError("bug")])
+@pytest.mark.parametrize("name", ["basket", "trolley", "cart"])
+async def test_what_can_not_be_read_under_one_of_its_names_is_not_absent(name, error):
+    store, before = FaultyStore(MemoryStore()), default_key("cart", "ada")
+    async with store:
+        async with InstanceManager(Before, store=store) as carts:
+            await carts.call("ada", Before.add, "apple")
+        async with Untouched(store.inner, before), InstanceManager(Renamed, store=store) as baskets:
+            store.fail("get", error, key=default_key(name, "ada"), times=2)
+            with pytest.raises(ThawError):
+                await baskets.call("ada", Renamed.add, "pear")
+            assert baskets.keys() == []
+            with pytest.raises(type(error)):
+                await Persistence(store).thaw(Renamed, "ada")
+            assert await store.count() == 1
+            assert await baskets.call("ada", Renamed.read) == ["apple"]
 
 
 async def test_the_record_of_an_agent_of_another_name_is_refused():
