@@ -426,6 +426,22 @@ async def test_a_delete_waits_for_another_of_the_same_key():
         assert (store.calls["delete"], await stored(store.inner)) == (1, None)
 
 
+async def test_a_call_that_comes_while_a_key_that_nobody_has_alive_is_deleted_begins_after_that():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        await counters.stop("ada")
+        gate = store.hold("delete")
+        delete = asyncio.create_task(counters.delete("ada"))
+        await gate.reached()
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await rest()  # if it were acknowledged by now, the same delete would take it
+        gate.release()
+        assert await outcome(delete) is None
+        assert await outcome(call) == 1
+        assert (await stored(store.inner)).count == 1
+
+
 class Lingering(Counter, name="lingering"):
     async def on_start(self, gate: asyncio.Event) -> None:
         self.gate = gate
