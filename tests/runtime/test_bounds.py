@@ -200,6 +200,15 @@ async def test_the_default_bound_of_a_state_is_four_megabytes():
         assert len((await heavies.state("a")).text) == 4 * 1024 * 1024 - 100
 
 
+async def test_an_initial_state_has_the_same_bound():
+    store = MemoryStore()
+    async with InstanceManager(Heavy, store=store, max_state=1000) as heavies:
+        with pytest.raises(StateTooLargeError, match=r"Heavy 'a'.*max_state=1,000"):
+            await heavies.get("a", initial={"text": "x" * 1000})
+        assert (heavies.keys(), await store.count()) == ([], 0)
+        await heavies.get("a", initial={"text": "x" * 900})
+
+
 async def test_who_no_longer_waits_for_a_place_is_not_counted():
     room = Room(ManualClock(), 1, lambda: False)
     await room.enter("ada")

@@ -154,6 +154,53 @@ async def test_a_store_that_hangs_is_given_up_at_its_timeout(verb):
         assert await outcome(counters.call("ada", Counter.read)) == (0 if verb == "get" else 1)
 
 
+class Former(Counter, name="former", aliases=("older",)):
+    pass
+
+
+class Starts(Counter, name="starts"):
+    async def on_start(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Former, Starts])
+async def test_a_store_that_hangs_is_given_up_where_a_thaw_is_a_task_too(kind):
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(kind, store=store) as manager:
+        store.timeout = 0.01
+        gate = store.hold("get")
+        assert isinstance(await outcome(manager.get("ada")), ThawError)
+        gate.release()
+        assert await outcome(manager.call("ada", Counter.increment)) == 1
+
+
+async def test_a_put_that_hangs_is_given_up_at_the_timeout_and_tried_again():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        store.timeout = 0.01
+        gate = store.hold("put")
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await until(lambda: store.calls["put"] > 1)
+        gate.release()
+        assert await outcome(call) == 1
+        assert (await stored(store.inner)).count == 1
+
+
+async def test_who_has_written_is_asked_again_where_the_store_hangs_over_that():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment)
+        store.timeout = 0.01
+        store.fail("put", reset, after=True)  # it landed, and nobody knows
+        gate = store.hold("head")
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await until(lambda: store.calls["head"] > 1)
+        assert not call.done()
+        gate.release()
+        assert await outcome(call) == 2
+        assert (await stored(store.inner)).count == 2
+
+
 # ---------------------------------------------------------------- giving up
 
 
@@ -229,6 +276,32 @@ async def test_a_copy_that_lost_its_agent_is_stopped_like_any_other():
         await until(lambda: stopped)
         assert await outcome(mortals.call("ada", Mortal.increment)) == 7
     assert stopped == [2, 7]
+
+
+async def test_the_next_life_begins_when_a_copy_that_lost_its_agent_has_stopped():
+    log, stopped = [], asyncio.Event()
+
+    class Slow(Counter):
+        async def on_start(self) -> None:
+            log.append("start")
+
+        async def on_stop(self) -> None:
+            log.append("stop")
+            await stopped.wait()
+            log.append("stopped")
+
+    store = MemoryStore()
+    async with InstanceManager(Slow, store=store) as manager:
+        await manager.call("ada", Slow.increment)
+        await write_behind(store, by=5, cls=Slow)
+        assert isinstance(await outcome(manager.call("ada", Slow.increment)), SupersededError)
+        await until(lambda: "stop" in log)
+        later = asyncio.create_task(manager.call("ada", Slow.increment))
+        await rest()
+        assert (log, later.done()) == (["start", "stop"], False)
+        stopped.set()
+        assert await outcome(later) == 7
+        assert log == ["start", "stop", "stopped", "start"]
 
 
 async def test_a_call_that_waits_for_a_delete_which_lost_a_race_never_sees_the_stale_copy():
