@@ -168,6 +168,55 @@ def test_whom_it_could_not_store_is_named_and_the_status_is_not_zero(tmp_path, n
     assert "Traceback" not in err
 
 
+UNSURE = """
+    import asyncio, contextlib
+    import overwinter
+    from overwinter import Agent, InstanceManager, MemoryStore
+    from overwinter.errors import OutcomeUnknownError
+    from overwinter.testing import FaultyStore
+
+    class Counter(Agent):
+        count: int = 0
+        async def increment(self) -> int:
+            self.count += 1
+            return self.count
+        async def stay(self, over: asyncio.Event) -> None:
+            print("begun", flush=True)
+            while not over.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await over.wait()
+
+    async def main() -> None:
+        over = asyncio.Event()
+        store = FaultyStore(MemoryStore())
+        counters = InstanceManager(Counter, store=store, durability="hibernate", store_patience=0.05)
+        await counters.open()
+        await counters.call("ada", Counter.increment)
+        store.fail("put", lambda: OutcomeUnknownError("reset"), times=1e9)
+        stays = asyncio.create_task(counters.call("bob", Counter.stay, over))
+        try:
+            await asyncio.wait([stays])
+        finally:
+            try:
+                await counters.close(deadline=0.3)
+            finally:
+                over.set()
+                await asyncio.gather(stays, return_exceptions=True)
+
+    overwinter.run(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_whose_outcome_is_unknown_and_who_did_not_end_is_named_too(tmp_path, number):
+    _, err, status = end(start(tmp_path / "unused", program=UNSURE), number)
+    assert status == 1
+    assert "unknown: 'ada'" in err
+    assert "abandoned: 'bob'" in err
+    assert "not stored: " not in err
+    assert "Traceback" not in err
+
+
 class Counter(Agent):
     count: int = 0
 
