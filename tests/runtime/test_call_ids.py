@@ -7,6 +7,7 @@ import functools
 import os
 import subprocess
 import sys
+import traceback
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import date
@@ -22,7 +23,15 @@ from agents import Counter
 from waiting import outcome, pass_time
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, Signal, commit, on, readonly
-from overwinter.errors import AlreadyAppliedError, CallIdReusedError, OutcomeUnknownError, StoreUnavailableError
+from overwinter.errors import (
+    AlreadyAppliedError,
+    CallIdReusedError,
+    CorruptRecordError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
+from overwinter.persistence import default_key
+from overwinter.record import pack, unpack
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -484,6 +493,37 @@ async def test_an_argument_that_can_not_be_told_is_refused_before_the_call():
         with pytest.raises(TypeError, match="missing 1 required positional argument"):
             await till.take()
         assert await till.take(1) == 1
+
+
+@pytest.mark.parametrize("how", ["by position", "by name"])
+async def test_an_error_over_an_argument_does_not_quote_it(how):
+    class Told:
+        def __repr__(self) -> str:
+            return "hunter2"
+
+    async with InstanceManager(Till, store=MemoryStore()) as tills:
+        till = await tills.options(call_id="1").get("a")
+        what = ["hunter2", Told()]
+        with pytest.raises(TypeError, match="not a Told") as caught:
+            await (till.take(what) if how == "by position" else till.take(what=what))
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("receipt", [["hunter2"], ["1", "sell", b"hunter2", "hunter2"]])
+async def test_receipts_that_do_not_decode_are_not_quoted(receipt):
+    store = MemoryStore()
+    async with store, InstanceManager(Shop, store=store) as shops:
+        await shops.options(call_id="1").call("a", Shop.sell, "tea")
+        await shops.stop("a")
+        key = default_key("Shop", "a")
+        record = await store.get(key)
+        header, body = unpack(record.data)
+        data = pack(msgspec.structs.replace(header, calls=(receipt,)), body)
+        await store.put(key, data, revision=header.revision, expected=record.revision)
+        with pytest.raises(CorruptRecordError, match=r"Shop 'a'.*receipts of calls do not decode") as caught:
+            await shops.get("a")
+        assert (await store.get(key)).data == data
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_a_parameter_that_a_release_adds_leaves_earlier_calls_what_they_were():
