@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from storing import create, open_files
+from storing import create, modes_when_made, open_files
 
 from overwinter.errors import ClosedError, CorruptRecordError, StoreUnavailableError, UsageError
 from overwinter.stores import Durability, FileStore, _file_folder
@@ -47,6 +47,22 @@ async def test_all_is_for_its_owner_only(tmp_path):
     for path in tmp_path.rglob("*"):
         modes[path.is_dir()].add(stat.S_IMODE(path.stat().st_mode))
     assert modes == {True: {0o700}, False: {0o600}}
+
+
+async def test_nothing_was_ever_for_others(tmp_path, monkeypatch):
+    umask, found = os.umask(0), modes_when_made(monkeypatch)
+    try:
+        async with FileStore(tmp_path / "s") as store:
+            await store.claim("agent", shared=False, wait=0)
+            await create(store, "key")
+    finally:
+        os.umask(umask)
+    assert found.pop("s") == 0o700
+    assert {mode for name, mode in found.items() if len(name) == 2} == {0o700}
+    files = {name for name in found if len(name) > 2}
+    assert {"lock", "format.tmp"} <= files
+    assert sum(name.startswith(name_of("key")) for name in files) == 1
+    assert {found[name] for name in files} == {0o600}
 
 
 async def test_names_are_hashes_and_the_tree_is_as_documented(tmp_path):

@@ -54,7 +54,7 @@ def test_another_loop_is_refused(make):
 
     async def elsewhere():
         with pytest.raises(UsageError, match="another event loop"):
-            await store.get("key")
+            await asyncio.wait_for(store.get("key"), 5)
 
     async def main():
         async with store:

@@ -8,7 +8,7 @@ import stat
 import threading
 
 import pytest
-from storing import create, open_files, sqlite
+from storing import create, modes_when_made, open_files, sqlite
 
 from overwinter.errors import (
     ClosedError,
@@ -33,6 +33,18 @@ async def test_all_files_are_for_their_owner_only(tmp_path):
         os.umask(umask)
     assert set(modes.values()) == {0o600}
     assert {name.partition("-")[2][:5] for name in modes} == {"", "wal", "shm", "lock", "turns", "owner"}
+
+
+async def test_no_file_was_ever_for_others(tmp_path, monkeypatch):
+    umask, found = os.umask(0), modes_when_made(monkeypatch)
+    try:
+        async with SQLiteStore(tmp_path / "a.db") as store:
+            await store.claim("agent", shared=False, wait=0)
+            await create(store, "key")
+    finally:
+        os.umask(umask)
+    assert {name.partition("-")[2][:5] for name in found} >= {"", "lock", "turns", "owner"}  # SQLite makes the rest
+    assert set(found.values()) == {0o600}
 
 
 async def test_another_program_can_read_it(tmp_path, ask):
@@ -86,7 +98,7 @@ async def test_a_folder_that_everybody_may_write_to_is_refused_unless_it_is_stic
         await create(store, "key")
 
 
-@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-lock", "-turnstile"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal", "-lock", "-turnstile"])
 async def test_a_symlink_is_refused(tmp_path, suffix):
     (tmp_path / "target").touch()
     (tmp_path / f"a.db{suffix}").symlink_to(tmp_path / "target")
@@ -104,7 +116,7 @@ async def test_a_folder_behind_a_symlink_is_fine(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize("suffix", ["", "-wal", "-lock"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal", "-lock", "-turnstile"])
 async def test_a_file_of_somebody_else_is_refused(tmp_path, suffix):
     file = tmp_path / f"a.db{suffix}"
     file.touch()
