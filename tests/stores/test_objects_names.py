@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overwinter.stores import _objects_frame as frame
+from overwinter.stores._file_frame import pack
 from overwinter.stores._objects_names import folder_of, is_hashed, is_name, is_whole_folder, key_of, name_of
 from overwinter.testing._keys import hostile_keys
 
@@ -103,6 +105,13 @@ def test_hostile_keys_collide_neither_in_case_nor_in_form() -> None:
 
 def seen(key: str, content: bytes) -> frame.Seen:
     return frame.look(key, content[: frame.head_limit(key)], len(content), TAG)
+
+
+def test_what_is_in_an_object_is_frozen() -> None:
+    assert frame.record("ключ", b"r" * 16, b"data") == pack("ключ", b"r" * 16, 4) + b"data"  # as in a file
+    start = b"\x89OWT\x01\0\0\0" + b"m" * 16
+    check = hashlib.blake2b(start + "ключ".encode(), digest_size=8).digest()
+    assert frame.tombstone("ключ", b"m" * 16) == start + check
 
 
 def test_a_record_is_seen_with_its_beginning_alone() -> None:
