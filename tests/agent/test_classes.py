@@ -6,6 +6,7 @@ import abc
 import collections
 import dataclasses
 import pathlib
+import threading
 from abc import abstractmethod
 from collections.abc import AsyncIterator
 from typing import Any, Literal, TypeVar
@@ -354,6 +355,18 @@ def a_default_that_can_not_be_copied():
         coin: Uncopied = Uncopied(1)
 
 
+def a_shared_default_beside_load():
+    class Bad(Agent):
+        thing: Any = threading.Lock()
+
+        def dump(self) -> Any:
+            return None
+
+        @classmethod
+        def load(cls, data: Any, version: int) -> Any:
+            return cls()
+
+
 def a_literal_beyond_64_bits():
     class Bad(Agent):
         kind: Literal[9223372036854775808] | None = None
@@ -455,6 +468,7 @@ BAD = [
     (a_default_that_does_not_fit_64_bits, r"Bad.*count: default: an int of more than 64 bits"),
     (a_default_of_a_wrong_dataclass, r"Bad.*coin: default\.worth: expected int, got str"),
     (a_default_that_can_not_be_copied, r"Bad.*coin.*a Uncopied, can't be copied.*default_factory"),
+    (a_shared_default_beside_load, r"Bad.*thing.*a lock, can't be copied.*default_factory"),
     (a_literal_beyond_64_bits, r"Bad.*kind.*Literal.*use int"),
     (an_annotation_that_is_no_expression, r"Bad.*annotation of Bad is no expression"),
     (a_dataclass_that_is_a_dict, r"Bad.*bag.*Bag is a subclass of dict.*make that a field"),

@@ -1,6 +1,7 @@
 """The defaults of fields: each agent has its own, whatever kind of object it is, and what can't change is shared."""
 
 import enum
+from collections import OrderedDict, UserList, deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -181,19 +182,90 @@ def test_what_is_no_field_is_left_as_it_is() -> None:
     assert Holder.shared is note
 
 
-def test_a_class_with_a_format_of_its_own_may_have_a_default_that_nobody_can_copy() -> None:
-    one = object()
+def custom_class(default: Any) -> Any:
+    """An agent with a format of its own, which keeps the texts in its default."""
 
     class Custom(Agent):
-        thing: object = one
+        held: Any = default
+
+        def dump(self) -> Any:
+            return list(self.held)
+
+        @classmethod
+        def load(cls, data: Any, version: int) -> Any:
+            agent = cls()
+            for text in data:
+                agent._add(text)
+            return agent
+
+        def _add(self, text: str) -> None:
+            if isinstance(self.held, dict):
+                self.held[text] = None
+            else:
+                self.held.append(text)
+
+        async def write(self, text: str, fail: bool = False) -> list[str]:
+            self._add(text)
+            if fail:
+                raise ValueError(text)
+            return list(self.held)
+
+    return Custom
+
+
+class Bag(dict[str, None]):
+    pass
+
+
+class Texts:
+    """A class that nobody knows."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def __iter__(self) -> Any:
+        return iter(self.texts)
+
+    def append(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize(
+    "default",
+    [deque(), deque(maxlen=9), Bag(), OrderedDict(), UserList(), Texts(), msgspec.field(default=deque())],
+    ids=lambda default: type(default).__name__,
+)
+async def test_a_default_of_a_class_with_a_format_of_its_own_is_each_agents_own_too(default: Any) -> None:
+    cls, store = custom_class(default), MemoryStore()
+    keys = ("ada", "bob", "cyd")
+    async with InstanceManager(cls, store=store) as agents:
+        assert [await agents.call(key, cls.write, key) for key in keys] == [[key] for key in keys]
+        with pytest.raises(ValueError, match="undone"):
+            await agents.call("cyd", cls.write, "undone", fail=True)
+    async with InstanceManager(cls, store=store) as agents:
+        assert [list((await agents.state(key)).held) for key in (*keys, "dan")] == [*([key] for key in keys), []]
+
+
+def test_a_class_with_a_format_of_its_own_may_have_defaults_of_any_kind() -> None:
+    one_only = object()
+
+    class Custom(Agent):
+        mark: object = one_only
+        made: Any = len
+        needed: Any
         note: Note = Note()
+        texts: list[str] = []
+        numbers: deque[int] = msgspec.field(default_factory=deque)
 
         def dump(self) -> Any:
             return None
 
         @classmethod
         def load(cls, data: Any, version: int) -> Any:
-            return cls()
+            return cls(needed=1)
 
-    assert Custom().thing is one
-    assert Custom().note is not Custom().note
+    one, other = Custom(needed=1), Custom(needed=1)
+    assert (one.mark, one.made) == (one_only, len)
+    assert one.note is not other.note
+    assert one.texts is not other.texts
+    assert one.numbers is not other.numbers

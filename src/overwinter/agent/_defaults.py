@@ -17,7 +17,7 @@ from ._leaves import SCALARS
 from ._models import is_model
 from ._records import fields_of, is_frozen, record_kind
 
-__all__ = ["check_default", "is_made_anew", "own_default"]
+__all__ = ["check_default", "check_shared", "is_made_anew", "own_default"]
 
 _Default = msgspec.defstruct("_Default", [("made", "set[int]", set[int]())])
 _FACTORY: Any = type(cast("object", _Default.__struct_defaults__[0]))
@@ -42,8 +42,7 @@ def own_default(default: Any) -> Any:
     told, name = default, None
     if cast("Any", type(default)) is _FIELD:
         told, name = default.default, default.name
-    kind = cast("Any", type(told))
-    if not (kind is frozenset or issubclass(kind, tuple) or record_kind(kind) or is_model(kind)) or _is_steady(told):
+    if told is msgspec.NODEFAULT or type(told) in _COLLECTIONS or _is_steady(told):
         return default
     try:
         return msgspec.field(default_factory=_Copies(told), name=name)
@@ -79,7 +78,18 @@ def check_default(default: Any, codec: Codec, where: str) -> None:
                 "as it is, one with something in it needs msgspec.field(default_factory=…)"
             )
         raise TypeError(told) from None
-    if shared and not _is_steady(default):
+    if shared:
+        check_shared(default, where)
+
+
+def check_shared(default: Any, where: str) -> None:
+    """Look at one of ``__struct_defaults__`` of a class whose fields may hold anything.
+
+    Raises:
+        TypeError: all agents would share it, and it can change.
+    """
+    kind = cast("Any", type(default))
+    if kind is not _FACTORY and default is not msgspec.NODEFAULT and not _is_steady(default):
         raise TypeError(
             f"{where}: its default, a {kind.__name__}, can't be copied, so all agents would share it: "
             "use msgspec.field(default_factory=…)"
@@ -98,6 +108,8 @@ def _is_steady(value: Any) -> bool:
     kind = cast("Any", type(value))
     if kind in SCALARS or isinstance(value, enum.Enum):
         return kind is not bytearray
+    if kind is object:  # a mark that code knows by being the very one
+        return True
     if kind is frozenset or issubclass(kind, tuple):
         return all(map(_is_steady, value))
     if not is_frozen(kind):

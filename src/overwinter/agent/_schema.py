@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ._codec import LIMIT, Codec, encode_plain, reach, too_deep
 from ._compare import difference
-from ._defaults import is_made_anew
+from ._defaults import check_shared, is_made_anew
 from ._fields import UnresolvedAnnotation, agent_codec
 from ._leaves import AnyCodec, ModelCodec
 from ._leftovers import Leftovers, unknown_fields
@@ -62,6 +62,10 @@ class Schema(Generic[A]):
         self._upcasts = {} if custom else collect_upcasts(cls, version)
         if not custom:
             _ = self._codec
+            return
+        names = [field[0] for field in self._fields]
+        for each, default in zip(reversed(names), reversed(cast("Any", cls).__struct_defaults__), strict=False):
+            check_shared(default, f"agent class {cls.__name__}: field {each}")
 
     @cached_property
     def _codec(self) -> RecordCodec:  # only where it is needed: a class with a format of its own may hold anything
