@@ -10,6 +10,7 @@ from typing import Any, Union, cast
 
 import msgspec
 
+from ..errors import AgentStateError
 from ._bulk import WORTH, all_plain
 from ._codec import UNMADE, Codec, Source, Step, encode_plain, misfit, too_deep
 from ._leaves import AnyCodec, LiteralCodec, Scalar
@@ -202,6 +203,8 @@ class UnionCodec(Codec):
         for member in members:
             for gate in member.gates:
                 self._by_type.setdefault(gate, []).append(member)
+        # an int would come back as the member of an enum that has it as its value
+        self._takes_int = not any("int" in member.wires for member in members)
         self._structs = _struct_tags(self._real)
         self._told = len(self._real) == 1 or self._told_apart()
         self.own_load = self._told and len(members) == kept
@@ -216,7 +219,7 @@ class UnionCodec(Codec):
             return False
         try:
             msgspec.msgpack.Decoder(self._reduced)
-        except TypeError:
+        except (TypeError, NotImplementedError):  # the latter for an enum beyond 64 bits, which is kept by its names
             return False
         return True
 
@@ -271,6 +274,11 @@ class UnionCodec(Codec):
     def explain(self, value: Any, path: str, room: int) -> None:
         member = self._member(value, path, room)
         if member is None:
+            if type(value) is int and float in self.gates:
+                raise AgentStateError(
+                    f"{path}: expected {self.label}, got int, which would be read as a value of the enum: "
+                    "write float(value)"
+                )
             raise misfit(path, self.label, value, self.gates)
         member.explain(value, path, room if self._direct or self._structs else room - 1)
 
@@ -278,7 +286,7 @@ class UnionCodec(Codec):
         """The member whose type the value has; of several, the first that it fits."""
         kind = cast("Any", type(value))
         found = self._by_type.get(kind, [])
-        if not found and kind is int:
+        if not found and kind is int and self._takes_int:
             found = self._by_type.get(float, [])
         if not found:
             return next((member for member in self._real if isinstance(member, AnyCodec)), None)
