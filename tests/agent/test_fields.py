@@ -486,6 +486,59 @@ def test_attributes_that_a_class_does_not_declare_are_refused() -> None:
         codec(Message).check(message, "Agent.field")
 
 
+class Bare:
+    pass
+
+
+@dataclass
+class Later:
+    """Its objects have ``uses`` only once it is set."""
+
+    name: str = ""
+    uses: int | None = field(default=None, init=False)
+
+
+@dataclass(slots=True)
+class OnBare(Bare):
+    """Has slots, and the ``__dict__`` of its base."""
+
+    name: str = ""
+
+
+@dataclass
+class WithDefault:
+    name: str = ""
+
+
+@attrs.define
+class AttrsOnBare(Bare):
+    name: str = ""
+
+
+def without_name(value: Any) -> Any:
+    del value.name
+    return value
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Later, OnBare, AttrsOnBare, lambda: without_name(WithDefault())],
+)
+def test_attributes_that_a_class_does_not_declare_are_refused_where_a_field_is_not_among_them(make: Any) -> None:
+    value = make()
+    it = codec(type(value))
+    value.stray = 1
+    assert not it.ok(value, 99)
+    with pytest.raises(AgentStateError, match=f"holds 1 more than {type(value).__name__} declares"):
+        it.check(value, "Agent.field")
+
+
+@pytest.mark.parametrize("value", [Later(), Later("a"), OnBare("a"), AttrsOnBare("a")], ids=lambda x: None)
+def test_a_field_may_be_in_a_slot_or_in_the_class(value: Any) -> None:
+    assert codec(type(value)).ok(value, 99), "by the fast check"
+    assert round_trip(type(value), value) == value
+
+
 def test_a_deleted_attribute_is_refused() -> None:
     message = Message("a")
     del message.text

@@ -113,7 +113,7 @@ class Codec:
         def ok(value: Any, room: int) -> bool:
             try:
                 return quick(value, room)
-            except (AttributeError, IndexError):  # a field was deleted; `explain` says which
+            except (AttributeError, IndexError, KeyError):  # a field was deleted; `explain` says which
                 return False
 
         return ok

@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from inspect import getattr_static
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -179,26 +180,46 @@ class RecordCodec(Bodied):
         source.line(pad, f"if {self._type_test(source, var)}: return False")
         if self.kind == "typeddict":
             return self._inline_items(source, var, pad, depth)
+        read = self._inline_held(source, var, pad)
         simple = [f for f in self.fields if type(f.codec) is Scalar and " or " not in f.codec.test(source, "", depth)]
         if simple:
-            tests = " or ".join(f.codec.test(source, f"{var}.{f.name}", depth) or "" for f in simple)
+            tests = " or ".join(f.codec.test(source, read[f.name], depth) or "" for f in simple)
             source.line(pad, f"if {tests}: return False")
         for field in self.fields:
             if field not in simple:
                 value = source.name()
-                source.line(pad, f"{value} = {var}.{field.name}")
+                source.line(pad, f"{value} = {read[field.name]}")
                 field.codec.emit(source, value, pad, depth + 1)
         return None
+
+    def _inline_held(self, source: Source, var: str, pad: int) -> dict[str, str]:
+        """Write the check that an object holds nothing but its fields; return how to read each."""
+        read = {field.name: f"{var}.{field.name}" for field in self.fields}
+        if self._agent or not self.cls.__dictoffset__:
+            return read
+        if self.kind in ("struct", "namedtuple"):
+            source.line(pad, f"if {var}.__dict__: return False")
+            return read
+        found: dict[str, Any] = {field.name: getattr_static(self.cls, field.name, _MISSING) for field in self.fields}
+        if any(field.init is None and found[field.name] is not _MISSING for field in self.fields):
+            # a default that the class holds for its objects, which have it only once it is set: a count tells nothing
+            source.line(pad, f"if not {source.bind(frozenset(found))}.issuperset({var}.__dict__): return False")
+            return read
+        held = source.name()
+        slots = sum(isinstance(each, types.MemberDescriptorType) for each in found.values())
+        source.line(pad, f"{held} = {var}.__dict__")
+        source.line(pad, f"if len({held}) != {len(found) - slots}: return False")
+        # read from there, what was deleted is missed, though its class may have a default; and it is quicker
+        return read | {
+            n: f"{held}[{n!r}]" for n, each in found.items() if not hasattr(cast("Any", type(each)), "__set__")
+        }
 
     def _type_test(self, source: Source, var: str) -> str:
         if self.kind == "typeddict":
             names = source.bind(frozenset(field.name for field in self.fields))
             count = f" or len({var}) != {len(self.fields)}" if all(field.required for field in self.fields) else ""
             return f"type({var}) is not dict{count} or not {names}.issuperset({var})"
-        test = f"type({var}) is not {source.bind(self.cls)}"
-        if self._agent or not self.cls.__dictoffset__:
-            return test
-        return f"{test} or len({var}.__dict__) != {0 if self.kind in ('struct', 'namedtuple') else len(self.fields)}"
+        return f"type({var}) is not {source.bind(self.cls)}"
 
     def _inline_items(self, source: Source, var: str, pad: int, depth: int) -> None:
         key = source.name()
