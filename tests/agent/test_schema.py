@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -60,6 +61,12 @@ class Tool(pydantic.BaseModel):
     _secret: str = "none"
 
 
+class Seen(pydantic.BaseModel):
+    last: deque[Any] = deque()
+    hits: defaultdict[str, int] = defaultdict(int)
+    lists: defaultdict[str, list[int]] = defaultdict(list)
+
+
 class Cart(Base):
     owner: str
     lines: list[Line] = []
@@ -71,6 +78,10 @@ class Cart(Base):
 class Chat(Base):
     history: list[Note | Hint | Tool] = []
     seen: set[UUID] = set()
+
+
+class Log(Base):
+    places: list[Seen] = []
 
 
 def schema(cls: type[Any], version: int = 1, **more: Any) -> Schema[Any]:
@@ -185,6 +196,9 @@ REFUSED: list[tuple[Any, str]] = [
     ),
     (lambda: Chat(history=[Tool(name="x", raw=b"\xff")]), r"Chat\.history: can't be written"),
     (lambda: Chat(history=[Tool(name="x", args={"n": deep(98)})]), "more than 100 levels"),
+    (lambda: Log(places=[Seen(last=deque([1], maxlen=3))]), r"places\[0\]\.last \(its maxlen\): would not come back"),
+    (lambda: Log(places=[Seen(last=deque([(1, 2)]))]), r"places\[0\]\.last\[0\]: would not come back"),
+    (lambda: Log(places=[Seen(hits=defaultdict(lambda: 7))]), r"\.hits \(its default_factory\): would not come back"),
     (lambda: Chat(history=[Tool.model_construct(name=5)]), "Tool.*string_type at Tool.name"),
 ]
 
@@ -228,6 +242,14 @@ def test_a_private_attribute_of_a_model_is_not_lost_in_silence() -> None:
     with pytest.raises(AgentStateError, match=r"Chat\.history\[0\] \(its private attributes\)") as caught:
         it.encode(Chat(history=[tool]))
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_deque_and_a_defaultdict_in_a_model_come_back() -> None:
+    it = schema(Log)
+    seen = Seen(last=deque([1, "a"]), hits=defaultdict(int, {"x": 1}), lists=defaultdict(list, {"y": [2]}))
+    back = it.copy(it.encode(Log(places=[seen, Seen()]))).places
+    assert back == [seen, Seen()]
+    assert [(each.hits["new"], each.lists["new"]) for each in back] == [(0, []), (0, [])]
 
 
 class Positive(Base):

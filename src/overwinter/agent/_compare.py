@@ -6,7 +6,8 @@ Knows the kinds of objects that a codec makes; does not know codecs or bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from datetime import datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -46,6 +47,10 @@ def _comparison(kind: Any) -> _Comparison:
         return lambda a, b: None if a.as_tuple() == b.as_tuple() else ""
     if kind in (datetime, time):
         return lambda a, b: None if a == b and _same_zone(a, b) else ""
+    if issubclass(kind, defaultdict):  # as deque: in models, where nothing else is checked
+        return lambda a, b: _dicts(a, b) if a.default_factory is b.default_factory else " (its default_factory)"
+    if issubclass(kind, deque):
+        return lambda a, b: _lists(a, b) if a.maxlen == b.maxlen else " (its maxlen)"
     if issubclass(kind, dict):
         return _dicts
     if issubclass(kind, list | tuple):
@@ -115,7 +120,7 @@ def _dicts(before: dict[Any, Any], after: dict[Any, Any]) -> str | None:
     return None
 
 
-def _lists(before: list[Any], after: list[Any]) -> str | None:
+def _lists(before: Sequence[Any], after: Sequence[Any]) -> str | None:
     if len(before) != len(after):
         return ""
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
