@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis as driver
 import redis.asyncio as async_driver
-from servers import Valkey
+from servers import Redis, Valkey
 
 from overwinter import Agent, InstanceManager
 from overwinter.errors import StoreError, StoreUnavailableError, ThawError, UsageError
@@ -174,6 +174,41 @@ async def test_a_replica_is_refused_at_the_start_and_later(private, settings):
                 await opened(RedisStore(private.url))
             client.replicaof("NO", "ONE")
             await store.put("key", b"y", revision=new(), expected=revision)
+
+
+@pytest.mark.parametrize("kind", [Valkey, Redis])
+async def test_a_primary_that_is_demoted_under_a_live_connection_answers_no_read(kind):
+    with kind() as server, driver.Redis.from_url(server.url) as client:
+        async with RedisStore(server.url) as store:
+            revision = new()
+            await store.put("key", b"x", revision=revision, expected=Expect.ABSENT)
+            client.replicaof("127.0.0.1", "1")  # it keeps its connections, and what it holds grows old
+            assert client.info("clients")["connected_clients"] == 2
+            for attempt in (
+                lambda: store.get("key"),
+                lambda: store.get("absent"),
+                lambda: store.head("key"),
+                lambda: store.count(),
+                lambda: anext(store.keys()),
+                lambda: store.delete("absent", expected=Expect.ABSENT),
+            ):
+                with pytest.raises(StoreUnavailableError, match="is a replica"):
+                    await attempt()
+                client.replicaof("NO", "ONE")
+                assert await store.head("key") == revision
+                client.replicaof("127.0.0.1", "1")
+
+
+async def test_who_shares_agents_does_not_thaw_them_from_a_primary_that_was_demoted(private, settings):
+    with driver.Redis.from_url(private.url) as client:
+        async with InstanceManager(Counter, store=RedisStore(private.url), shared=True) as counters:
+            assert await counters.call("live", Counter.increment) == 1
+            client.replicaof("127.0.0.1", "1")
+            for refused in (counters.state("live"), counters.get("new"), counters.delete("new")):
+                with pytest.raises((StoreError, ThawError)):
+                    await refused
+            client.replicaof("NO", "ONE")
+            assert await counters.call("live", Counter.increment) == 2
 
 
 INFO = b"redis_version:7.2.4\r\nrole:master\r\nloading:0\r\ncluster_enabled:0\r\nmaxmemory:0\r\naof_enabled:1\r\n"

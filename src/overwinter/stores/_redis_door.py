@@ -44,7 +44,8 @@ class Door:
         self._behind = 0.0
         self.place = _where(self._pool.connection_kwargs)
         self.where = f"Redis at {self.place}"
-        self.guard: Command = (b"GET", names.store)
+        self._look: Command = (b"GET", names.store)
+        self.guard: tuple[Command, ...] = (self._look, (b"INFO", b"replication"))
         self.identity = b""
         """The store's id, as it was when this process saw it first."""
         self.why = ""
@@ -85,7 +86,7 @@ class Door:
             (b"INFO",),
             (b"CONFIG", b"GET", b"*append*"),
             (b"TIME",),
-            self.guard,
+            self._look,
             *((b"SCRIPT", b"LOAD", text) for text in TEXTS.values()),
         )
         for reply in (info, clock):
@@ -112,7 +113,7 @@ class Door:
 
     async def _recognise(self, connection: AbstractConnection, identity: bytes | None) -> None:
         if self.identity:
-            self.check_guard(identity)
+            self._compare(identity)
         elif identity is not None:
             self.identity = identity
         elif self._expect_existing:
@@ -122,16 +123,24 @@ class Door:
             )
         else:
             new = os.urandom(16).hex().encode()
-            done, found = await ask(connection, (b"SET", self._names.store, new, b"NX"), self.guard)
+            done, found = await ask(connection, (b"SET", self._names.store, new, b"NX"), self._look)
             for reply in (done, found):
                 if isinstance(reply, Exception):
                     raise self._refusal(reply, "the first write")
             self.identity = found
 
-    def check_guard(self, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            raise self._refusal(reply, "a look at the store's own key")
-        if reply != self.identity:
+    def check_guard(self, replies: list[Any]) -> None:
+        identity, info = replies
+        self._compare(identity)
+        if isinstance(info, Exception):
+            raise self._refusal(info, "a look at its role")
+        if b"\nrole:master" not in info:  # it was demoted, and kept its connections
+            raise StoreUnavailableError(f"{self.where} is a replica now, and may hold what is old: nothing was read")
+
+    def _compare(self, identity: Any) -> None:
+        if isinstance(identity, Exception):
+            raise self._refusal(identity, "a look at the store's own key")
+        if identity != self.identity:
             raise self.lost()
 
     def lost(self) -> StoreUnavailableError:

@@ -59,7 +59,7 @@ class Request:
     deadline: float
     writes: bool = False
     guarded: bool = False
-    """Whether the outcome counts only if the server still held our data afterwards."""
+    """Whether the outcome counts only if the server still was the right one afterwards."""
 
     @property
     def about(self) -> str:
@@ -70,7 +70,7 @@ class Ways(Protocol):
     """What an exchange needs to know."""
 
     where: str
-    guard: Command
+    guard: tuple[Command, ...]
 
     def dial(self) -> AbstractConnection:
         """Make a connection, without connecting it."""
@@ -80,8 +80,8 @@ class Ways(Protocol):
         """See whether what a new connection leads to is fit for use; an OverwinterError says why not."""
         ...
 
-    def check_guard(self, reply: Any) -> None:
-        """Raise an OverwinterError unless the reply to the guard says that the server holds our data."""
+    def check_guard(self, replies: list[Any]) -> None:
+        """Raise an OverwinterError unless the replies to the guard say that the server holds our data, as of now."""
         ...
 
 
@@ -220,7 +220,7 @@ class Line:
         guarded = any(request.guarded for request in batch)
         commands = [request.command for request in batch]
         if guarded:
-            commands.append(self._ways.guard)  # last: what was absent before it was absent from our data
+            commands.extend(self._ways.guard)  # last: what was absent before it was absent from our data
         try:
             async with asyncio.timeout_at(batch[0].deadline):
                 connection = await self.connect()
@@ -247,7 +247,7 @@ class Line:
         doubt: OverwinterError | None = None
         if guarded:
             try:
-                self._ways.check_guard(replies[len(batch)])
+                self._ways.check_guard(replies[len(batch) :])
             except OverwinterError as error:
                 doubt = error
                 self.hang_up()
