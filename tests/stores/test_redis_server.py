@@ -117,6 +117,79 @@ async def test_a_server_that_promises_less_after_a_restart_is_refused(private, s
         assert await store.get("key")
 
 
+SLOW = 10_000
+"""Microseconds that a rewrite of the log takes per key."""
+
+
+@pytest.fixture(params=[Valkey, Redis])
+def filled(request: pytest.FixtureRequest) -> Iterator[tuple[Valkey, driver.Redis]]:
+    """A server with a hundred keys, whose rewrites take a second."""
+    with request.param() as server, driver.Redis.from_url(server.url) as client:
+        client.mset({f"other:{number}": b"x" for number in range(100)})
+        client.config_set("rdb-key-save-delay", SLOW)
+        yield server, client
+        server.kill()  # an orderly end would wait for the rewrite
+
+
+def rewriting(client: driver.Redis) -> bool:
+    return bool(client.info("persistence")["aof_rewrite_in_progress"])
+
+
+async def test_a_log_that_is_only_just_switched_on_is_waited_for(filled):
+    server, client = filled
+    client.config_set("appendonly", "no")
+    client.config_set("appendonly", "yes")
+    assert rewriting(client)
+    async with RedisStore(server.url) as store:
+        assert store.durability is Durability.HOST
+        await store.put("key", b"x", revision=new(), expected=Expect.ABSENT)
+    server.kill()
+    server.start()
+    async with RedisStore(server.url, expect_existing=True) as store:
+        assert await store.get("key")
+
+
+async def test_a_log_that_is_not_there_in_time_is_refused_and_a_later_try_succeeds(filled):
+    server, client = filled
+    async with RedisStore(server.url, timeout=2) as store:
+        client.config_set("appendonly", "no")
+        client.config_set("rdb-key-save-delay", 10 * SLOW)
+        client.config_set("appendonly", "yes")
+        client.replicaof("127.0.0.1", "1")
+        client.replicaof("NO", "ONE")  # from here on it is another, as after a failover
+        drop(store)
+        for attempt in (
+            store.put("key", b"x", revision=new(), expected=Expect.ABSENT),
+            opened(RedisStore(server.url, timeout=2)),
+        ):
+            with pytest.raises(StoreUnavailableError, match="writing its log anew"):
+                await attempt
+        client.config_set("appendonly", "no")
+        client.config_set("rdb-key-save-delay", 0)
+        client.config_set("appendonly", "yes")
+        store.timeout = 10
+        await store.put("key", b"x", revision=new(), expected=Expect.ABSENT)
+    assert not rewriting(client)
+
+
+@pytest.mark.parametrize("rights", ["", "-waitaof"])
+async def test_an_ordinary_rewrite_of_the_log_holds_nobody_up_where_the_server_can_tell(filled, rights):
+    server, client = filled
+    client.execute_command("ACL", "SETUSER", "app", "on", f">{SECRET}", "~*", "+@all", *rights.split())
+    if not rights:
+        client.config_set("rdb-key-save-delay", 10 * SLOW)
+    client.bgrewriteaof()
+    async with RedisStore(f"{server.url}?username=app&password={SECRET}") as store:
+        assert store.durability is Durability.HOST
+        assert rewriting(client) is not bool(rights)
+        if rights:
+            client.config_set("rdb-key-save-delay", 10 * SLOW)
+            client.bgrewriteaof()
+            drop(store)
+            assert await store.get("key") is None  # its log was in force before, so this is an ordinary rewrite
+            assert rewriting(client)
+
+
 def drop(store: RedisStore) -> None:
     """End the store's connections, as a restart of the server or a network would."""
     for line in store._exchange._lines:

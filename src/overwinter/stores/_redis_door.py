@@ -17,12 +17,15 @@ from redis.backoff import NoBackoff
 
 from ..errors import OverwinterError, StoreUnavailableError, UsageError
 from ._redis_answers import refusal
-from ._redis_frame import TEXTS, Names
+from ._redis_frame import TEXTS, TOUCH, Names
 from ._redis_line import Command, StaleLineError, ask
 from ._redis_server import Terms, check, read_facts
 from .base import Durability
 
 __all__ = ["Door"]
+
+_PAUSE = 0.1
+"""Seconds between two looks at a log that is written anew."""
 
 # The driver's own business, which would make a connection listen to more than our replies.
 _NOT_OURS = ("maint_", "orig_", "oss_", "event_dispatcher", "himport")
@@ -41,6 +44,7 @@ class Door:
         self._timeout = timeout
         self._expect_existing = expect_existing
         self._found: Durability | None = None
+        self._log_of = ""  # the server, in its present life, whose log is known to be in force
         self._behind = 0.0
         self.place = _where(self._pool.connection_kwargs)
         self.where = f"Redis at {self.place}"
@@ -107,27 +111,59 @@ class Door:
         if isinstance(identity, Exception):
             raise self._refusal(identity, "a look at the store's own key")
         self.set_clock(int(clock[0]))
-        await self._recognise(connection, identity)
+        identity = await self._recognise(connection, identity)
+        if durability is not Durability.NONE:
+            if facts.rewriting and facts.life != self._log_of:
+                await self._wait_for_log(connection, identity)
+            self._log_of = facts.life
+        self.identity = identity
         if self._found is None:
             self._found, self.why = durability, facts.why
 
-    async def _recognise(self, connection: AbstractConnection, identity: bytes | None) -> None:
+    async def _recognise(self, connection: AbstractConnection, identity: bytes | None) -> bytes:
         if self.identity:
             self._compare(identity)
-        elif identity is not None:
-            self.identity = identity
-        elif self._expect_existing:
+            return self.identity
+        if identity is not None:
+            return identity
+        if self._expect_existing:
             raise StoreUnavailableError(
                 f"{self.where} holds no agents (there is no key {self._own!r}), and expect_existing=True says that "
                 "it should: see whether it came back empty, or whether this is another server"
             )
-        else:
-            new = os.urandom(16).hex().encode()
-            done, found = await ask(connection, (b"SET", self._names.store, new, b"NX"), self._look)
-            for reply in (done, found):
-                if isinstance(reply, Exception):
-                    raise self._refusal(reply, "the first write")
-            self.identity = found
+        new = os.urandom(16).hex().encode()
+        done, found = await ask(connection, (b"SET", self._names.store, new, b"NX"), self._look)
+        for reply in (done, found):
+            if isinstance(reply, Exception):
+                raise self._refusal(reply, "the first write")
+        made: bytes = found
+        return made
+
+    async def _wait_for_log(self, connection: AbstractConnection, identity: bytes) -> None:
+        """Return once the log holds what was written before, which may be long before a rewrite of it is done.
+
+        A log that was just switched on, or that of a replica after its first copy, is nothing until its first rewrite
+        is done: if the server dies before, all is gone. INFO shows that as it shows any rewrite, WAITAOF tells them
+        apart; where there is none (before Redis 7.2) each rewrite is waited for.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._timeout / 2
+        (touched,) = await ask(connection, (b"EVAL", TOUCH, b"1", self._names.store, identity))
+        look = ((b"WAITAOF", b"1", b"0", b"%d" % (_PAUSE * 1000)), (b"INFO", b"persistence"))
+        while True:
+            flushed, info = await ask(connection, *look)
+            if isinstance(info, Exception):
+                raise self._refusal(info, "a look at its log")
+            known = touched == 1 and not isinstance(flushed, Exception)  # WAITAOF tells nothing to who wrote nothing
+            if (known and flushed[0] == 1) or not read_facts(info, None).rewriting:
+                return
+            if loop.time() > end:
+                raise StoreUnavailableError(
+                    f"{self.where} is writing its log anew, and what it answers for may be lost if it dies before that "
+                    "is done: try again in a moment"
+                )
+            if not known:
+                await asyncio.sleep(_PAUSE)
 
     def check_guard(self, replies: list[Any]) -> None:
         identity, info = replies

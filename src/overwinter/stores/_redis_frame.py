@@ -14,8 +14,8 @@ from ..errors import CorruptRecordError
 from .base import Revision, Stored
 
 __all__ = [
-    "DELETE", "GET", "HEAD_END", "LIST", "PUT", "REFRESH", "TEXTS", "TOMBSTONE_LIFE", "Names", "Verdict", "head_of",
-    "is_tombstone", "new_tombstone", "read_value", "revision_of", "unreadable",
+    "DELETE", "GET", "HEAD_END", "LIST", "PUT", "REFRESH", "TEXTS", "TOMBSTONE_LIFE", "TOUCH", "Names", "Verdict",
+    "head_of", "is_tombstone", "new_tombstone", "read_value", "revision_of", "unreadable",
 ]  # fmt: skip
 
 MAGIC = b"\x89OW1"
@@ -191,6 +191,13 @@ for _, name in ipairs(KEYS) do
 end
 return found
 """
+
+TOUCH = b"""
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1])
+return 1
+"""
+"""A write that changes nothing, to see it arrive in the log. KEYS: the store's own key. ARGV: the store's id."""
 
 
 def _name_of(text: str) -> bytes:

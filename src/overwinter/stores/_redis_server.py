@@ -38,6 +38,10 @@ class Facts:
     """What its settings give; ``None`` if it keeps them to itself."""
     why: str
     """The settings, in words."""
+    rewriting: bool
+    """Whether its log is being written anew, or about to be."""
+    life: str
+    """Differs after a restart, and after each change of its role."""
 
 
 def read_facts(info: bytes, config: Mapping[bytes, bytes] | None) -> Facts:
@@ -54,6 +58,8 @@ def read_facts(info: bytes, config: Mapping[bytes, bytes] | None) -> Facts:
         policy=said.get("maxmemory_policy", "noeviction"),
         durability=durability,
         why=why,
+        rewriting=said.get("aof_rewrite_in_progress", "0") != "0" or said.get("aof_rewrite_scheduled", "0") != "0",
+        life=f"{said.get('run_id')} {said.get('master_replid')}",
     )
 
 
