@@ -60,6 +60,8 @@ class Request:
     writes: bool = False
     guarded: bool = False
     """Whether the outcome counts only if the server still was the right one afterwards."""
+    server: str = ""
+    """Who answered: differs after a restart of the server, and where another has taken over."""
 
     @property
     def about(self) -> str:
@@ -76,8 +78,12 @@ class Ways(Protocol):
         """Make a connection, without connecting it."""
         ...
 
-    async def greet(self, connection: AbstractConnection) -> None:
-        """See whether what a new connection leads to is fit for use; an OverwinterError says why not."""
+    async def greet(self, connection: AbstractConnection) -> str:
+        """See whether what a new connection leads to is fit for use, and say who it is.
+
+        Raises:
+            OverwinterError: it is not fit for use.
+        """
         ...
 
     def check_guard(self, replies: list[Any]) -> None:
@@ -169,6 +175,7 @@ class Line:
         self._exchange = exchange
         self._ways = exchange.ways
         self._connection: AbstractConnection | None = None
+        self._server = ""
 
     async def connect(self) -> AbstractConnection:
         """Return a connection to a server that is fit for use.
@@ -183,7 +190,7 @@ class Line:
         self._connection = connection = self._ways.dial()
         try:
             await connection.connect()  # type: ignore[no-untyped-call]  # it is the driver's
-            await self._ways.greet(connection)
+            self._server = await self._ways.greet(connection)
         except BaseException as error:
             self.hang_up()
             if isinstance(error, RedisError | OSError) and not isinstance(error, OverwinterError):
@@ -253,6 +260,7 @@ class Line:
                 self.hang_up()
         again: list[Request] = []
         for request, reply in zip(batch, replies, strict=False):
+            request.server = self._server
             if doubt is not None and request.guarded:
                 refuse(request, doubt.again())
             elif isinstance(reply, NoScriptError):

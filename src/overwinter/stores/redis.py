@@ -241,16 +241,22 @@ class RedisStore(Store):
         """Yield the keys that begin with *prefix*, each once, in no order.
 
         A server that shrinks its table meanwhile names keys twice. Those that were yielded are remembered, so beyond
-        some 260,000 keys the server is scanned several times, for a part of the keys each.
+        some 260,000 keys the server is scanned several times, for a part of the keys each. A server that was restarted
+        meanwhile, or has taken over, is scanned from the start.
         """
         pattern = self._of(prefix, self._names.pattern)
         parts = 1 + await self._ask("count", prefix, (b"DBSIZE",)) // _SEEN
         for part in range(parts):
             seen: set[bytes] = set()
-            cursor = b"0"
+            cursor, server = b"0", ""
             while True:
                 scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _PAGE)
-                cursor, names = await self._ask("list", prefix, scan)
+                page = self._begin("list", prefix, scan, partial(self._read, "list", prefix), guarded=True)
+                after, names = await page.future
+                if cursor != b"0" and page.server != server:
+                    cursor = b"0"  # it says nothing to another server, or after a restart: begin again
+                    continue
+                cursor, server = after, page.server
                 fresh = {name for name in names if parts == 1 or crc32(name) % parts == part} - seen
                 seen |= fresh
                 for name in await self._alive(prefix, list(fresh)):
@@ -295,7 +301,7 @@ class RedisStore(Store):
 
     def _ask(self, verb: str, key: str, command: Command) -> asyncio.Future[Any]:
         """Read something, which counts only if the server holds our data."""
-        return self._send(verb, key, command, partial(self._read, verb, key), guarded=True)
+        return self._begin(verb, key, command, partial(self._read, verb, key), guarded=True).future
 
     def _read(self, verb: str, key: str, reply: Any) -> Any:
         if isinstance(reply, Exception):
@@ -303,6 +309,11 @@ class RedisStore(Store):
         return reply
 
     def _send(
+        self, verb: str, key: str, command: Command, understand: Callable[[Any], Any], *, writes: bool = False
+    ) -> asyncio.Future[Any]:
+        return self._begin(verb, key, command, understand, writes=writes).future
+
+    def _begin(
         self,
         verb: str,
         key: str,
@@ -311,14 +322,15 @@ class RedisStore(Store):
         *,
         writes: bool = False,
         guarded: bool = False,
-    ) -> asyncio.Future[Any]:
+    ) -> Request:
         self._check_open()
         assert self._exchange is not None
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         deadline = loop.time() + self.timeout
-        self._exchange.send(Request(verb, key, command, future, understand, deadline, writes, guarded))
-        return future
+        request = Request(verb, key, command, future, understand, deadline, writes, guarded)
+        self._exchange.send(request)
+        return request
 
 
 def _condition(expected: Revision | Expect) -> bytes:
