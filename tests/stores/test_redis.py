@@ -295,6 +295,27 @@ async def test_a_record_lives_on_from_each_write_and_each_thaw_and_while_its_age
     assert store._refresher._live == {}
 
 
+class Letter(Note):
+    pass
+
+
+async def test_what_is_foreign_under_a_live_agent_s_key_keeps_no_other_from_being_refreshed(server, prefix, raw):
+    store = RedisStore(server.url, prefix=prefix, ttl=3600)
+    async with InstanceManager(Note, store=store) as notes, InstanceManager(Letter, store=store) as letters:
+        others = [f"{prefix}agent:Note:other", f"{prefix}agent:Letter:other"]
+        for manager, key in ((notes, "taken"), (notes, "other"), (letters, "other")):
+            await manager.call(key, Note.write, "x")
+        taken = f"{prefix}agent:Note:taken"
+        raw.delete(taken)
+        raw.rpush(taken, b"a list")
+        for name in others:
+            raw.expire(name, 100)
+        await store._refresher.once()
+        assert all(raw.ttl(name) > 3590 for name in others)
+        assert raw.ttl(taken) == -1
+        raw.delete(taken)
+
+
 async def test_records_without_a_ttl_stay_and_lose_one_they_had(server, prefix, raw):
     async with RedisStore(server.url, prefix=prefix, ttl=60) as store:
         first = new()

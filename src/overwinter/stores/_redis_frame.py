@@ -177,8 +177,9 @@ if value and string.sub(value, 1, 5) == '\137OW1R' then redis.call('PEXPIRE', KE
 return value
 """
 
+# What is foreign is nobody's to refresh, and no error: others are refreshed beside it.
 _REFRESH = r"""
-if redis.call('GETRANGE', KEYS[1], 0, 4) == '\137OW1R' then return redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+if redis.pcall('GETRANGE', KEYS[1], 0, 4) == '\137OW1R' then return redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 return 0
 """
 
