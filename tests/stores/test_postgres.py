@@ -156,14 +156,14 @@ async def test_a_create_stands_on_the_tombstone_that_it_saw(url, table, monkeypa
 
         async def meddle(self, *arguments):
             rows = await fetch(self, *arguments)
-            looks.append(rows[0][1] if rows else None)
+            looks.append(next((row[1] for row in rows if row[0] == b"a"), None))
             if len(looks) == 1:
                 monkeypatch.undo()
                 await other.put("a", b"between", revision=b"b", expected=Expect.ABSENT)
                 await other.delete("a", expected=b"b")
                 monkeypatch.setattr(Link, "fetch", meddle)
             elif len(looks) == 2:
-                sql(url, f"DELETE FROM {table}")
+                sql(url, f"DELETE FROM {table} WHERE key = 'a'")
             return rows
 
         monkeypatch.setattr(Link, "fetch", meddle)
@@ -198,7 +198,7 @@ async def test_old_tombstones_are_purged_and_young_ones_stay(url, table):
         sql(url, f"UPDATE {table} SET deleted_at = now() - interval '61 minutes' WHERE key = 'old'")
         store._next_purge = 0
         await store.delete("last", expected=b"r")
-    assert sql(url, f"SELECT key FROM {table} ORDER BY key") == [(b"alive",), (b"last",), (b"young",)]
+    assert sql(url, f"SELECT key FROM {table} WHERE key <> '' ORDER BY key") == [(b"alive",), (b"last",), (b"young",)]
 
 
 # ---------------------------------------------------------------- keys
@@ -492,7 +492,7 @@ async def test_large_records_are_read_a_few_at_a_time(url, table, monkeypatch):
         await store.get("k0")
         found = await asyncio.gather(*(store.get(f"k{n}") for n in range(12)))
         assert found == [Stored(large, b"r")] * 12
-        assert sizes == [1, 4, 4, 4]
+        assert [size - 1 for size in sizes] == [1, 4, 4, 4]  # the row that says which table it is comes each time
 
 
 async def test_a_record_that_no_value_can_hold(url, table, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
@@ -85,10 +86,13 @@ async def test_set_up_is_somebody_elses_business(url, table, role):
     owner = PostgresStore(url, table=table)
     await owner.setup()
     await owner.setup()
+    with pytest.raises(StoreUnavailableError, match="GRANT"):
+        await store.open()
+    sql(url, f"GRANT SELECT ON {table} TO {role}")
     async with store:
-        for attempt in (store.get("a"), store.put("a", b"x", revision=new(), expected=Expect.ABSENT)):
-            with pytest.raises(StoreUnavailableError, match="GRANT"):
-                await attempt
+        assert await store.get("a") is None
+        with pytest.raises(StoreUnavailableError, match="GRANT"):
+            await store.put("a", b"x", revision=new(), expected=Expect.ABSENT)
         sql(url, f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}")
         await store.put("a", b"x", revision=b"r", expected=Expect.ABSENT)
         await store.delete("a", expected=b"r")
@@ -147,6 +151,47 @@ async def test_a_table_that_goes_is_not_an_empty_one(url, table):
         ):
             with pytest.raises(StoreUnavailableError, match="the table is not there"):
                 await attempt
+
+
+@pytest.mark.parametrize("loss", ["DROP TABLE", "TRUNCATE"])
+async def test_a_table_that_somebody_made_anew_is_not_an_empty_one(url, table, loss):
+    async with PostgresStore(url, table=table) as store:
+        await store.put("a", b"x", revision=b"a", expected=Expect.ABSENT)
+        sql(url, f"CREATE TABLE backup_{table} AS TABLE {table}")
+        sql(url, f"{loss} {table}")
+        async with PostgresStore(url, table=table) as other:  # began after the loss
+            assert await other.get("a") is None
+            await other.put("b", b"y", revision=b"b", expected=Expect.ABSENT)
+            for attempt in (
+                store.get("a"),
+                store.head("a"),
+                store.count(),
+                anext(store.keys()),
+                store.put("a", b"", revision=new(), expected=Expect.ABSENT),
+                store.put("b", b"", revision=new(), expected=b"b"),
+                store.delete("b", expected=b"b"),
+                store.delete("b", expected=Expect.ANY),
+            ):
+                with pytest.raises(StoreUnavailableError, match="does not hold the agents any more"):
+                    await attempt
+            assert [key async for key in other.keys("")] == ["b"]
+            assert await other.get("b") == Stored(b"y", b"b")
+        sql(url, f"TRUNCATE {table}")
+        with pytest.raises(StoreUnavailableError, match="does not hold the agents any more"):
+            await store.get("a")
+        sql(url, f"INSERT INTO {table} TABLE backup_{table}")
+        assert await store.get("a") == Stored(b"x", b"a")
+        await store.put("a", b"y", revision=b"b", expected=b"a")
+        assert await store.count() == 1
+
+
+async def test_programs_that_open_an_emptied_table_at_once_agree_on_it(url, table):
+    await PostgresStore(url, table=table).setup()
+    sql(url, f"TRUNCATE {table}")
+    async with contextlib.AsyncExitStack() as stack:
+        stores = [PostgresStore(url, table=table) for _ in range(12)]
+        await asyncio.gather(*map(stack.enter_async_context, stores))
+        await asyncio.gather(*(store.put("a", b"x", revision=b"r", expected=Expect.ABSENT) for store in stores))
 
 
 async def test_nothing_is_left_in_a_session(url, table):

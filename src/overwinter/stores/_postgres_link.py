@@ -159,9 +159,9 @@ class Link:
             raise
         return [row[1:] for row in rows if row[1] is not None]
 
-    async def read(self, sql: bytes, values: Sequence[Any]) -> list[Row]:
-        """Return the rows of a statement that may take long."""
-        return (await self._request(_READ, [(sql, values)], writes=False))[0]
+    async def read(self, *queries: Query) -> list[list[Row]]:
+        """Return the rows of statements that may take long."""
+        return await self._request(_READ, queries, writes=False)
 
     async def write(self, *queries: Query) -> list[list[Row]]:
         """Carry out the queries, all or none, and return their rows when that is durable."""

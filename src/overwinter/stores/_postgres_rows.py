@@ -10,6 +10,7 @@ verdict; the rest of the batch is stored.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from ..errors import CorruptRecordError, OverwinterError, StoreUnavailableError
 from ._jobs import MAX_BYTES, MAX_ROWS, Job, conflict
 from ._postgres_errors import definite, judge, worth_repeating, worth_splitting
 from ._postgres_link import Link, Query, Row
-from ._postgres_table import Table, column_of
+from ._postgres_table import IDENTITY, Table, column_of
 from .base import Expect, Revision, Stored
 
 __all__ = ["Rows"]
@@ -57,7 +58,17 @@ class Rows:
     def __init__(self, table: Table, where: str) -> None:
         self._table = table
         self._where = where
+        self.identity = b""
+        """The table's id, as it was when the store was opened."""
         self.rows_of_a_read = MAX_ROWS
+
+    async def identify(self, link: Link) -> None:
+        """Learn the table's id. One that was made by hand, or was emptied while nobody looked, is given one."""
+        (own,) = await link.read((self._table.identity, ()))
+        if not own:
+            await link.write((self._table.identify, (os.urandom(16),)))
+            (own,) = await link.read((self._table.identity, ()))
+        self.identity = bytes(own[0][0])
 
     # ------------------------------------------------------------ reads
 
@@ -89,10 +100,35 @@ class Rows:
         for verb, sql in (("get", self._table.get), ("head", self._table.head)):
             columns = [column_of(job.key.encode()) for job in batch if job.verb == verb]
             if columns:
-                found |= _by_column(await link.fetch(sql, columns))
+                found |= await self._look(link, sql, columns)
         self._learn_size(found)
         for job in batch:
             self._answer_read(job, found.get(column_of(job.key.encode())))
+
+    async def scan(self, link: Link, query: Query) -> list[Row]:
+        """Return the rows of a query about many keys."""
+        identity, rows = await link.read((self._table.identity, ()), query)
+        self._check(link, identity[0][0] if identity else None)
+        return rows
+
+    async def _look(self, link: Link, sql: bytes, columns: list[bytes]) -> dict[bytes, _Found]:
+        found = {
+            column: _Found(revision, data, dead)
+            for column, revision, data, dead in await link.fetch(sql, [IDENTITY, *columns])
+        }
+        own = found.pop(IDENTITY, None)
+        self._check(link, own.revision if own else None)
+        return found
+
+    def _check(self, link: Link, identity: bytes | None) -> None:
+        """A table that was emptied, or made anew by whoever came first, must not pass for one without agents."""
+        if identity != self.identity:
+            link.discard()  # the next one may lead to the right server again
+            raise StoreUnavailableError(
+                f"{self._where} does not hold the agents any more: its table was emptied or made anew, or the address "
+                "leads to another server. Nothing is read or written, and nobody starts anew. Restore its data; or, "
+                "if it is meant to be empty, start this program again"
+            )
 
     def _answer_read(self, job: Job, found: _Found | None) -> None:
         if found is None or found.tombstone:
@@ -149,7 +185,7 @@ class Rows:
                 write.job.answer()
         if not losers:
             return []
-        found = _by_column(await link.fetch(self._table.head, [write.column for write in losers]))
+        found = await self._look(link, self._table.head, [write.column for write in losers])
         return [write for write in losers if self._goes_on(write, found.get(write.column))]
 
     async def _send(self, link: Link, writes: list[_Write]) -> set[bytes]:
@@ -157,9 +193,9 @@ class Rows:
         changes = [write for write in writes if write.expected is not Expect.ABSENT]
         queries: list[Query] = []
         if creates:
-            queries.append((self._table.create, (*_columns(creates, _CREATE), link.last_call)))
+            queries.append((self._table.create, (*_columns(creates, _CREATE), link.last_call, self.identity)))
         if changes:
-            queries.append((self._table.change, (*_columns(changes, _CHANGE), link.last_call)))
+            queries.append((self._table.change, (*_columns(changes, _CHANGE), link.last_call, self.identity)))
         if not queries:
             return set()
         return {row[0] for rows in await link.write(*queries) for row in rows}
@@ -216,10 +252,6 @@ class Rows:
 
 def _unanswered(writes: list[_Write]) -> list[_Write]:
     return [write for write in writes if not write.job.answered]
-
-
-def _by_column(rows: list[Row]) -> dict[bytes, _Found]:
-    return {column: _Found(revision, data, dead) for column, revision, data, dead in rows}
 
 
 _Column = Callable[[_Write], object]

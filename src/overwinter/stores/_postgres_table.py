@@ -6,6 +6,7 @@ This file knows SQL. It does not know jobs or what an answer means: see ``_postg
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ..errors import CorruptRecordError, StoreUnavailableError, UsageError
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
-__all__ = ["LONGEST_PREFIX", "Table", "column_of", "key_of", "recognised", "set_up"]
+__all__ = ["IDENTITY", "LONGEST_PREFIX", "Table", "column_of", "key_of", "recognised", "set_up"]
 
 _FAMILY = "overwinter agents, format "
 _FORMAT = 1
@@ -26,6 +27,12 @@ _SHORT = 2000
 _HASH = 32
 LONGEST_PREFIX = _SHORT - _HASH
 """How many bytes of a key, at most, are the beginning of its column."""
+
+IDENTITY = b""
+"""The column of the row whose revision is the table's id. No key is empty.
+
+A row is in every dump and on every replica, and gone with the others when the table is emptied.
+"""
 
 _FIND = """
 SELECT c.relpersistence::text, obj_description(c.oid, 'pg_class'),
@@ -44,12 +51,19 @@ CREATE INDEX ON {table} (deleted_at) WHERE deleted_at IS NOT NULL;
 COMMENT ON TABLE {table} IS '{comment}'
 """
 
+# A transaction that looks at the id keeps the table from being replaced or emptied until it ends.
 _STATEMENTS = {
+    "identity": """
+SELECT revision FROM {table} WHERE key = ''
+""",
+    "identify": """
+INSERT INTO {table} (key, revision) VALUES ('', %b) ON CONFLICT (key) DO NOTHING
+""",
     "create": """
 INSERT INTO {table} (key, long_key, revision, data)
 SELECT v.key, nullif(v.long_key, ''), v.revision, v.data
 FROM unnest(%b::bytea[], %b::bytea[], %b::bytea[], %b::bytea[]) AS v(key, long_key, revision, data)
-WHERE clock_timestamp() < to_timestamp(%b)
+WHERE clock_timestamp() < to_timestamp(%b) AND (SELECT revision FROM {table} WHERE key = '') = %b
 ON CONFLICT (key) DO NOTHING RETURNING key
 """,
     # An empty expectation is none: whatever is there, but a tombstone stays what it is.
@@ -58,6 +72,7 @@ UPDATE {table} AS a SET revision = v.revision, data = CASE WHEN v.dead THEN NULL
     deleted_at = CASE WHEN v.dead THEN clock_timestamp() END
 FROM unnest(%b::bytea[], %b::bytea[], %b::bytea[], %b::bytea[], %b::bool[]) AS v(key, expected, revision, data, dead)
 WHERE a.key = v.key AND clock_timestamp() < to_timestamp(%b)
+    AND (SELECT revision FROM {table} WHERE key = '') = %b
     AND (a.revision = v.expected OR v.expected = '' AND (a.deleted_at IS NULL OR a.data IS NOT NULL))
 RETURNING a.key
 """,
@@ -76,7 +91,7 @@ SELECT key, long_key FROM {table}
 WHERE key > %b AND key >= %b AND key < %b AND (deleted_at IS NULL OR data IS NOT NULL) ORDER BY key LIMIT %b
 """,
     "count": """
-SELECT count(*) FROM {table} WHERE key >= %b AND key < %b AND (deleted_at IS NULL OR data IS NOT NULL)
+SELECT count(*) FROM {table} WHERE key > '' AND key >= %b AND key < %b AND (deleted_at IS NULL OR data IS NOT NULL)
 """,
     "purge": """
 DELETE FROM {table} WHERE data IS NULL AND key = ANY(ARRAY(
@@ -92,6 +107,8 @@ class Table:
 
     schema: str
     name: str
+    identity: bytes
+    identify: bytes
     create: bytes
     change: bytes
     get: bytes
@@ -164,6 +181,7 @@ async def set_up(connection: AsyncConnection[tuple[Any, ...]], table: Table, whe
         if not found.rowcount:
             await connection.execute(f"CREATE SCHEMA {_quoted(table.schema, 'schema')}".encode())
         await connection.execute(_CREATE.format(table=name, comment=f"{_FAMILY}{_FORMAT}").encode(), prepare=False)
+        await connection.execute(table.identify, (os.urandom(16),))
     await connection.execute("COMMIT")
     if not await recognised(connection, table, where):
         raise StoreUnavailableError(f"the table {table} in {where} was created and is gone again: see who drops it")

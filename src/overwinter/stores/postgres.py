@@ -88,6 +88,7 @@ class PostgresStore(Store):
         self._lanes: list[Lane[Link]] = []
         self._first: Link | None = None
         self._next_purge = 0.0
+        self._rows = Rows(self._table, repr(self))
 
     def __repr__(self) -> str:
         return f"PostgresStore({self._terms.where!r}, table={str(self._table)!r})"
@@ -113,7 +114,7 @@ class PostgresStore(Store):
         self._first = await self._once(self._find_table, keep=True)
         assert self._terms.durability is not None
         self.durability = self._terms.durability
-        rows = Rows(self._table, repr(self))
+        rows = self._rows
         writers, readers = self._widths
         self._lanes = [
             self._lane(rows.write, writers),
@@ -155,14 +156,18 @@ class PostgresStore(Store):
         return link
 
     async def _find_table(self, link: Link) -> None:
-        if await self._recognised(link):
-            return
-        if not self._auto_setup:
-            raise UsageError(f"{self!r}: there is no such table: `await store.setup()` makes it, or auto_setup=True")
-        await self._set_up(link)
-
-    async def _recognised(self, link: Link) -> bool:
-        return await recognised(await link.connect(), self._table, self._terms.where)
+        if not await recognised(await link.connect(), self._table, self._terms.where):
+            if not self._auto_setup:
+                raise UsageError(
+                    f"{self!r}: there is no such table: `await store.setup()` makes it, or auto_setup=True"
+                )
+            await self._set_up(link)
+        try:
+            await self._rows.identify(link)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever the driver raised
+            raise judge(error, f"{self!r}, while it was opened", unsure=False) from None
 
     async def _set_up(self, link: Link) -> None:
         from psycopg import Error  # noqa: PLC0415  # the driver loads on first use
@@ -263,7 +268,7 @@ class PostgresStore(Store):
 
     async def _errand(self, sql: bytes, values: tuple[object, ...]) -> list[Row]:
         async def run(link: Link) -> list[Row]:
-            return await link.read(sql, values)
+            return await self._rows.scan(link, (sql, values))
 
         rows: list[Row] = await self._send(2, self._new_errand(run))
         return rows
