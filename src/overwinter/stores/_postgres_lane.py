@@ -37,6 +37,10 @@ class Carrier(Protocol):
         """Let go of it; the next batch makes a new one."""
         ...
 
+    def hang_up(self) -> bool:
+        """If it carries a write just now, break the connection: the batch ends with an error. Whether it did."""
+        ...
+
 
 C = TypeVar("C", bound=Carrier)
 
@@ -206,7 +210,7 @@ class Lane(Generic[C]):
                 job.future.set_result(job.value)
 
     def _expire(self, berth: _Berth[C]) -> None:
-        """The server hasn't answered in time: free the berth; the task asks the server to stop, and goes."""
+        """The server hasn't answered in time: free the berth; the task goes, and asks it to stop if it was to read."""
         self._give_up(berth.batch, f"did not answer within {self._patience:g} s")
         self._leave(berth)
         self._idle.append(_Berth(self._make()))
@@ -219,7 +223,8 @@ class Lane(Generic[C]):
             self._leaving.add(berth.task)
             berth.task.add_done_callback(self._leaving.discard)
             berth.task.add_done_callback(lambda _: berth.carrier.discard())  # if it was cancelled before its first step
-            berth.task.cancel()
+            if not berth.carrier.hang_up():
+                berth.task.cancel()
 
     def _look_at_the_clock(self) -> None:
         """Answer for jobs whose time is over, wherever they are; their batch may still be under way."""

@@ -9,7 +9,10 @@ read to its end; the driver calls that a pipeline.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +121,7 @@ class Link:
         self._ahead = 0.0  # the server's clock minus our monotonic one
         self._warned = False
         self._dismissed = False
+        self._parted = False
         self._began = 0.0
 
     def begin(self) -> None:
@@ -132,6 +136,20 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.pgconn.finish()
+
+    def hang_up(self) -> bool:
+        """Part from a server that has a write of ours, without a word; whether it has. Then the request fails.
+
+        A server that is asked to stop ends its wait for a standby, too, and shows everybody what no standby has.
+        """
+        connection = self._connection
+        if not self.sent or connection is None or connection.closed:
+            return False
+        self._parted = True
+        # Not closed here: the number of the socket could be another one's before the driver takes it out of the loop.
+        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line, contextlib.suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)
+        return True
 
     @property
     def last_call(self) -> float:
@@ -216,6 +234,8 @@ class Link:
         if self._connection is not None and self._alive(self._connection):
             return self._connection
         self.discard()
+        if self._parted:
+            raise StoreUnavailableError(f"the connection to {self.terms.where} was given up")
         from psycopg import AsyncConnection, Error  # noqa: PLC0415  # the driver loads on first use
 
         try:

@@ -208,7 +208,9 @@ class Rows:
         if found is not None and found.damaged:
             job.refuse(self._damage(job))
         elif found is not None and found.revision == job.revision:
-            job.answer()  # this very put was sent before, and landed
+            # This very put was sent before, and landed; perhaps on this server alone, so it is put on top of itself.
+            write.expected = job.revision
+            return True
         elif job.expected is Expect.ABSENT and (found is None or found.tombstone):
             # Over a tombstone it is conditional on just that one: a delete that comes after it still counts.
             write.expected = Expect.ABSENT if found is None else found.revision
