@@ -303,6 +303,21 @@ async def test_a_commit_that_no_standby_has_is_shown_to_nobody_and_seeing_it_ack
         alter(url, "ALTER SYSTEM RESET synchronous_standby_names")
 
 
+async def test_a_warning_about_something_else_is_no_doubt_about_the_commit(url, table):
+    async with PostgresStore(url, table=table) as store:
+        sql(
+            url,
+            f"""CREATE FUNCTION warn_{table}() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+                RAISE WARNING 'it is late'; RETURN NULL; END$$;
+            CREATE CONSTRAINT TRIGGER warn AFTER INSERT OR UPDATE ON {table} DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION warn_{table}()""",
+        )
+        await store.put("a", b"x", revision=b"r", expected=Expect.ABSENT)
+        await store.put("a", b"y", revision=b"s", expected=b"r")
+        await store.delete("a", expected=b"s")
+        assert await store.get("a") is None
+
+
 async def test_a_server_that_takes_no_writes_is_refused(url, table, role):
     await PostgresStore(url, table=table).setup()
     sql(url, f"GRANT ALL ON {table} TO {role}; ALTER ROLE {role} SET default_transaction_read_only = on")

@@ -291,7 +291,8 @@ class Link:
 
     def _hear(self, diagnostic: Diagnostic) -> None:
         if diagnostic.severity_nonlocalized == "WARNING":
-            self._warned = True
+            # Any other says nothing about the commit: that of a trigger, or that the database must be vacuumed soon.
+            self._warned = self._warned or diagnostic.source_file in ("syncrep.c", None)
         elif diagnostic.severity_nonlocalized in ("FATAL", "PANIC"):
             self._dismissed = True
 
