@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -493,6 +494,14 @@ async def test_what_is_late_when_its_connection_is_lost_just_before_it_is_sent_i
         with pytest.raises(OutcomeUnknownError):
             await late
         gate.open.set()
+
+
+async def test_a_host_that_says_nothing_does_not_use_up_the_time_of_the_next(postgres, table):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        both = f"user=postgres host=127.0.0.1,{postgres.socket} port={silent.getsockname()[1]},5432"
+        async with PostgresStore(both, table=table, timeout=5) as store:
+            await store.put("a", b"x", revision=b"r", expected=Expect.ABSENT)
+    assert sql(postgres.url, f"SELECT data FROM {table} WHERE key = 'a'") == [(b"x",)]
 
 
 async def test_a_row_that_somebody_keeps_locked_holds_up_only_its_own_batch(url, table):

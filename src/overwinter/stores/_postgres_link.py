@@ -92,17 +92,18 @@ def parse(conninfo: str, *, timeout: float, prepare_threshold: int | None) -> Te
             "the connection string of a PostgresStore can't be read: use postgresql://user@host/database or "
             "'host=… dbname=…', with %-escapes for special characters of a password in a URL"
         ) from None
+    hosts = str(given.get("host") or given.get("hostaddr") or "").split(",")
     defaults: dict[str, Any] = {
         "application_name": "overwinter",
         "client_encoding": "utf8",
-        "connect_timeout": max(2, int(timeout)),
+        "connect_timeout": max(2, int(timeout / len(hosts))),  # for each host: the last one needs time, too
         # A peer that vanished without a word, as after a failover, is found by the kernel instead of by a caller.
         "keepalives_idle": 20,
         "keepalives_interval": 5,
         "keepalives_count": 3,
         "tcp_user_timeout": int(timeout * 1000),
     }
-    if "," in str(given.get("host") or given.get("hostaddr") or ""):
+    if len(hosts) > 1:
         defaults["target_session_attrs"] = "read-write"  # of several servers the one that is the primary
     parameters: dict[str, Any] = {**defaults, **given}
     host = parameters.get("host") or parameters.get("hostaddr") or "the default host"
