@@ -566,6 +566,17 @@ async def test_two_thousand_cancelled_callers(url, table):
         await asyncio.sleep(0.01)
 
 
+async def test_who_stands_behind_many_whose_callers_left_is_served(url, table, monkeypatch):
+    monkeypatch.setattr("overwinter.stores._postgres_lane._LOOK_AHEAD", 16)
+    async with PostgresStore(url, table=table, timeout=5) as store:
+        await store.put("a", b"x", revision=b"r", expected=Expect.ABSENT)
+        calls = [asyncio.create_task(store.get(key)) for key in ("first", *(f"k{n}" for n in range(40)), "a")]
+        await asyncio.sleep(0)  # now they stand in line
+        for call in calls[:-1]:
+            call.cancel()
+        assert await calls[-1] == Stored(b"x", b"r")
+
+
 # ---------------------------------------------------------------- a standby, and a failover
 
 

@@ -141,7 +141,7 @@ class Lane(Generic[C]):
         while self._waiting and self._idle:
             batch = self._take()
             if not batch:
-                return
+                continue  # the callers of all that were looked at had gone; there may be more behind them
             berth = self._idle.pop()  # the one used last: the others may grow old and be closed by somebody
             berth.batch = batch
             berth.task = self._loop.create_task(self._travel(berth))
