@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import obstore.store
 import pytest
@@ -243,6 +245,43 @@ async def test_keys_and_count_by_prefix(s3: MotoServer, place: str) -> None:
             expected = [key for key in keys if key.startswith(prefix)]
             assert await collect(store.keys(prefix)) == expected, prefix
             assert await store.count(prefix) == len(expected), prefix
+
+
+def make_empty(s3: MotoServer, place: str, name: str) -> None:
+    """What another program does in the bucket, also with names that obstore doesn't take."""
+    connection = http.client.HTTPConnection("127.0.0.1", s3.port, timeout=10)
+    try:
+        connection.request(PUT, quote(f"{place.removeprefix('s3:/')}/{name}"), b"")
+        assert connection.getresponse().status < 300
+    finally:
+        connection.close()
+
+
+async def test_folders_that_a_console_makes_are_no_agents(s3: MotoServer, place: str) -> None:
+    async with ObjectStore(place, **s3.options) as store:
+        for key in ("Note:x", "Note:x-y"):
+            await store.put(key, b"", revision=new(), expected=Expect.ABSENT)
+        for folder in ("Note/", "Note/x/", "Note/y/"):
+            make_empty(s3, place, folder)
+        for prefix in ("", "Note:"):
+            assert await collect(store.keys(prefix)) == ["Note:x", "Note:x-y"]
+            assert await store.count(prefix) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("Note//x", "Note//x"), ("Note/../x", "Note/../x"), ("Note/\x01", r"Note/\u{1}")]
+)
+async def test_a_name_that_can_not_be_listed_is_told(s3: MotoServer, place: str, name: str, shown: str) -> None:
+    async with ObjectStore(place, **s3.options) as store:
+        for key in ("Note:a", "Other:b"):
+            await store.put(key, b"a", revision=new(), expected=Expect.ABSENT)
+        make_empty(s3, place, name)
+        for listing in (collect(store.keys()), collect(store.keys("Note:")), store.count("Note:")):
+            with pytest.raises(StoreUnavailableError, match="move it away") as caught:
+                await listing
+            assert f"{place.rpartition('/')[2]}/{shown} of" in str(caught.value)
+        assert await collect(store.keys("Other:")) == ["Other:b"]
+        assert await store.get("Note:a") is not None
 
 
 async def test_a_listing_goes_on_over_pages_and_may_be_left(

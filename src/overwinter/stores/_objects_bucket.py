@@ -27,6 +27,7 @@ _PAUSES = (0.05, 0.25)  # seconds before a read is repeated
 _STATUS = re.compile(r"status code: (\d{3})\b")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _RETRIES = re.compile(r"\bretries: (\d+)")
+_ODD_NAME = re.compile(r'\bpath: "((?:[^"\\]|\\.)*)"')
 _NEVER_CONNECTED = re.compile(r"HttpError \{\s*kind: Connect,")
 _NO_OBJECT = ("NoSuchKey", "BlobNotFound")
 _SLOWER = ("SlowDown", "TooManyRequests", "ServerBusy", "429")
@@ -116,6 +117,8 @@ class Bucket:
                 page = await stream.__anext__()
             except StopAsyncIteration:
                 return
+            except exceptions.InvalidPathError as error:
+                raise _in_the_way(f"{self.where}/{folder or ''}", str(error)) from None
             except (exceptions.BaseError, OSError, ValueError) as error:
                 raise _unavailable(f"{self.where}/{folder or ''}", "listing failed", str(error)) from None
             yield [(meta["path"], meta["size"]) for meta in page]
@@ -200,6 +203,15 @@ def _unavailable(name: str, what: str, text: str) -> StoreUnavailableError:
     if _NEVER_CONNECTED.search(text):
         return StoreUnavailableError(f"{name}: {what}: no connection to the server: check its address, and if it runs")
     return StoreUnavailableError(f"{name}: {what}: the connection or the server failed: try again later")
+
+
+def _in_the_way(where: str, text: str) -> StoreUnavailableError:
+    """An object's name, such as one with ``//``, that obstore takes for no path: its page can't be read at all."""
+    name = _ODD_NAME.search(text)
+    which = f"the object {name[1]} of the bucket" if name else "an object there"
+    return StoreUnavailableError(
+        f"{where}: listing failed: {which} has a name that can't be listed. It is none of this store's: move it away"
+    )
 
 
 def _is_repeated(text: str) -> bool:

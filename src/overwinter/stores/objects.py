@@ -168,9 +168,10 @@ class ObjectStore(Store):
     async def keys(self, prefix: str = "") -> AsyncIterator[str]:
         """Yield the keys that begin with *prefix*: a request per 1,000 objects of an agent, and one per long key.
 
-        Objects with other names than this store gives are left out.
+        Objects with other names than this store gives are left out, and so are empty ones.
 
         Raises:
+            StoreUnavailableError: the server is out of reach, or an object's name can't be listed, which is told then.
             CorruptRecordError: some objects with hashed names can't be told the key of. It comes last, when all other
                 keys were yielded.
         """
@@ -210,7 +211,8 @@ class ObjectStore(Store):
                 page = await anext(pages, None)
             if page is None:
                 return
-            yield [name for name, size in page if size != TOMBSTONE]
+            # A folder that a console makes is an empty object, and seen without the slash at the end of its name.
+            yield [name for name, size in page if size not in (0, TOMBSTONE)]
 
     async def _keys_of(self, names: list[str]) -> list[str | None]:
         try:
