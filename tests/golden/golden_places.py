@@ -142,13 +142,17 @@ class PostgresPlace(Place):
                 connection.execute(
                     f"INSERT INTO {self.name} VALUES (%s, %s, %s, %s, CASE WHEN %s THEN now() END)", (*values, row[4])
                 )
+            identity = bytes.fromhex(held["identity"])
+            connection.execute(f"INSERT INTO {self.name} (key, revision) VALUES ('', %s)", (identity,))
 
     def held(self) -> Held:
         with psycopg.connect(self.running.url) as connection:
             rows = connection.execute(
                 f"SELECT key, long_key, revision, data, deleted_at IS NOT NULL FROM {self.name} ORDER BY key"
             ).fetchall()
-        return {"rows": [[value.hex() if isinstance(value, bytes) else value for value in row] for row in rows]}
+        identity, *others = [[value.hex() if isinstance(value, bytes) else value for value in row] for row in rows]
+        assert [*identity[:2], *identity[3:]] == ["", None, None, False]
+        return {"rows": others, "identity": identity[2]}
 
 
 class ObjectPlace(Place):
