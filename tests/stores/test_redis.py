@@ -316,6 +316,22 @@ async def test_what_is_foreign_under_a_live_agent_s_key_keeps_no_other_from_bein
         raw.delete(taken)
 
 
+async def test_a_create_that_is_held_up_does_not_come_through_after_the_record_expired(server, prefix, raw):
+    async with RedisStore(server.url, prefix=prefix, ttl=60) as store:
+        store._door._behind -= 60  # a minute ago
+        late = store._change(PUT, "key", b"", head_of(new()), b"22", b"60000")
+        store._door._behind += 60
+        await store.put("key", b"x", revision=new(), expected=Expect.ABSENT)  # as a manager repeats it
+        assert raw.pexpire(f"{prefix}agent:key", 0)  # it expires, a minute before its time
+        assert (await send(store, late)).startswith(b"late ")
+        assert await store.get("key") is None
+        revision = new()
+        store.timeout = 100  # who waits for longer than a request is valid sends it anew
+        store._door._behind -= 60
+        await store.put("key", b"y", revision=revision, expected=Expect.ABSENT)
+        assert await store.get("key") == Stored(b"y", revision)
+
+
 async def test_records_without_a_ttl_stay_and_lose_one_they_had(server, prefix, raw):
     async with RedisStore(server.url, prefix=prefix, ttl=60) as store:
         first = new()

@@ -54,7 +54,7 @@ __all__ = ["RedisStore"]
 
 _LATEST = 3600
 """Seconds that a request is valid beyond its deadline. Tombstones live longer, so nobody writes from before a delete;
-clocks may drift by that much between two connections."""
+clocks may drift by that much between two connections. Where records expire it is less: that leaves no tombstone."""
 
 _PAGE = b"512"
 _SEEN = 262_144
@@ -112,6 +112,7 @@ class RedisStore(Store):
             self.durability = durability
         self._asked = durability
         self._names = Names(prefix)
+        self._ttl = seconds
         self._life = None if seconds is None else b"%d" % (seconds * 1000)
         self._connections = connections
         self._door = Door(
@@ -213,7 +214,10 @@ class RedisStore(Store):
         return (b"EVALSHA", script, b"2", name, self._names.store, door.identity, self._void(), *arguments)
 
     def _void(self) -> bytes:
-        return b"%d" % (self._door.server_time() + self.timeout + _LATEST)
+        valid = self.timeout + _LATEST
+        if self._ttl is not None:  # a create must not come after the one that was put in its place expired
+            valid = min(valid, self._ttl / 2)
+        return b"%d" % (self._door.server_time() + valid)
 
     def _decide(self, verb: str, key: str, command: Command, reply: Any) -> None:
         """Return if a script did what it should, else raise what it says."""
