@@ -67,9 +67,10 @@ class RedisStore(Store):
     *server* is a URL (``redis://``, ``rediss://``, ``unix://``) or a ``redis.asyncio.Redis``, whose settings are used;
     the store makes connections of its own, at most *connections*.
 
-    *ttl* lets records expire that many seconds after their last write, or after the last time their agent was live
-    in a manager: then it starts anew. *durability* says what an acknowledged put survives where the server doesn't
-    tell. *expect_existing* refuses a server that holds no agents. *allow_eviction* accepts one that throws keys away.
+    *ttl* lets records expire that many seconds after their last write or thaw, and then their agents start anew; those
+    of agents that are live in a manager are refreshed four times in that time. *durability* says what an acknowledged
+    put survives where the server doesn't tell. *expect_existing* refuses a server that holds no agents.
+    *allow_eviction* accepts one that throws keys away.
 
     Promises:
 
