@@ -10,7 +10,6 @@ read to its end; the driver calls that a pipeline.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import time
@@ -148,8 +147,12 @@ class Link:
             return False
         self._parted = True
         # Not closed here: the number of the socket could be another one's before the driver takes it out of the loop.
-        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as line, contextlib.suppress(OSError):
-            line.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # then it is broken already
+            line = socket.socket(fileno=connection.pgconn.socket)
+            try:
+                line.shutdown(socket.SHUT_RDWR)
+            finally:
+                line.detach()
         return True
 
     @property
