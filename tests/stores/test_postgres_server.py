@@ -518,6 +518,29 @@ async def test_a_row_that_somebody_keeps_locked_holds_up_only_its_own_batch(url,
         await store.put("locked", b"y", revision=b"b", expected=b"a")
 
 
+async def test_a_read_that_is_given_up_is_stopped_on_the_server_too(url, table):
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+    async with PostgresStore(url, table=table, timeout=0.5) as store:
+        with psycopg.connect(url) as somebody:
+            somebody.execute(f"LOCK TABLE {table}")
+            with pytest.raises(StoreUnavailableError):
+                await store.get("a")
+            async with asyncio.timeout(10):
+                while sql(url, waiting, f"%{table}%"):
+                    await asyncio.sleep(0.01)
+        assert await store.get("a") is None
+
+
+async def test_a_connection_that_was_broken_in_a_write_is_not_made_again(url, table):
+    """Nobody waits for what it carried, and nobody would end what it carries then."""
+    async with PostgresStore(url, table=table, writers=1) as store:
+        await store.put("a", b"x", revision=b"r", expected=Expect.ABSENT)
+        (link,) = store._lanes[0].carriers
+        assert link.hang_up()
+        with pytest.raises(StoreUnavailableError, match="given up"):
+            await link.connect()
+
+
 async def test_no_connection_left(url, table, role):
     await PostgresStore(url, table=table).setup()
     sql(url, f"GRANT ALL ON {table} TO {role}; ALTER ROLE {role} CONNECTION LIMIT 1")
