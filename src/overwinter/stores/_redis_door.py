@@ -155,7 +155,7 @@ class Door:
             flushed, info = await ask(connection, *look)
             if isinstance(info, Exception):
                 raise self._refusal(info, "a look at its log")
-            known = touched == 1 and not isinstance(flushed, Exception)  # WAITAOF tells nothing to who wrote nothing
+            known = touched == 1 and isinstance(flushed, list)  # WAITAOF tells nothing to who wrote nothing
             if (known and flushed[0] == 1) or not read_facts(info, None).rewriting:
                 return
             if loop.time() > end:
