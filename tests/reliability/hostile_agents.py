@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple, TypedDict
+from types import UnionType
+from typing import Any, Literal, NamedTuple, TypedDict, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import attrs
@@ -21,7 +23,9 @@ from overwinter.agent._receipts import digest_of
 from overwinter.persistence import Keeper
 from overwinter.record import CUSTOM, EXTRAS, Header, pack
 
-__all__ = ["AGENTS", "CALL", "KEY", "REVISION", "Everything", "Sample", "random_state", "samples"]
+__all__ = [
+    "AGENTS", "CALL", "KEY", "REVISION", "Everything", "Sample", "Simple", "random_state", "samples", "wrong_value",
+]  # fmt: skip
 
 KEY, REVISION = "ada/../\0é", bytes(range(16))
 
@@ -80,7 +84,9 @@ class Tool(pydantic.BaseModel):
     day: date | None = None
 
 
-class Everything(Agent):
+class Simple(Agent):
+    """With no pydantic model: its state is checked field by field, and not by reading it back."""
+
     number: int = 0
     ratio: float = 0.0
     flag: bool = False
@@ -112,12 +118,18 @@ class Everything(Agent):
     couple: Pair | None = None
     note: Note | None = None
     box: Box | None = None
-    tool: Tool | None = None
-    history: list[Note | Tool | Hint] = []
 
     async def add(self, by: int = 1) -> int:
         self.number += by
         return self.number
+
+    async def assign(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
+
+
+class Everything(Simple):
+    tool: Tool | None = None
+    history: list[Note | Tool | Hint] = []
 
 
 class Plain(Agent):
@@ -161,6 +173,8 @@ class Custom(Agent, version=2):
     def load(cls, data: Any, version: int) -> Custom:
         return cls(count=data[1] + version - version)
 
+
+HINTS = {cls: get_type_hints(cls) for cls in (Simple, Everything)}
 
 CALL = digest_of(Plain.add, (), {})
 """What a receipt says of the arguments of a call without any."""
@@ -226,9 +240,9 @@ def full_state() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def random_state(chance: random.Random) -> dict[str, Any]:
-    """Some fields of an ``Everything`` with random values at the borders of their types."""
-    makers = _makers(chance)
+def random_state(chance: random.Random, cls: type[Simple] = Everything) -> dict[str, Any]:
+    """Some fields of an agent with random values at the borders of their types."""
+    makers = {name: make for name, make in _makers(chance).items() if name in HINTS[cls]}
     return {name: makers[name]() for name in chance.sample(sorted(makers), chance.randint(1, len(makers)))}
 
 
@@ -295,3 +309,69 @@ def _makers(chance: random.Random) -> dict[str, Callable[[], Any]]:
         "box": lambda: Box({text(): raw()}), "tool": tool,
         "history": lambda: [chance.choice([note, tool, lambda: {"hint": text()}])() for _ in range(3)],
     }  # fmt: skip
+
+
+# ---------------------------------------------------------------- values that must be refused
+
+
+class Word(str):
+    """Text of a type of its own, which would come back as any other."""
+
+
+class Count(int):
+    pass
+
+
+def wrong_value(chance: random.Random, cls: type[Simple]) -> tuple[str, Any]:
+    """A field of an agent, and a value that it can't keep: of another field's type, or with a stranger in it."""
+    makers = _makers(chance)
+    while True:
+        name, other = chance.choice(sorted(makers.keys() & HINTS[cls].keys())), chance.choice(sorted(makers))
+        if chance.random() < 0.5:
+            return name, _spoilt(makers[name](), _stranger(chance), chance)
+        value = makers[other]()
+        kinds = _kinds(HINTS[cls][name])
+        if Any not in kinds and type(value) not in kinds:
+            return name, value
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that a hint names, those of their items left out."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return {type(value) for value in get_args(hint)}
+    if origin is None:
+        return {Hint: {dict}, float: {float, int}}.get(hint, {hint})  # a whole number is a float, too
+    members = [_kinds(member) for member in get_args(hint)] if origin in (Union, UnionType) else [{origin}]
+    return set().union(*members)
+
+
+def _stranger(chance: random.Random) -> Any:
+    """What has no place in any field."""
+    other_zone, odd = datetime(2026, 11, 27, tzinfo=timezone(timedelta(hours=5))), Note("n")
+    odd.undeclared = 1  # type: ignore[attr-defined]
+    return chance.choice([object(), 1j, range(3), Word("w"), Count(1), "\ud800", other_zone, odd])
+
+
+def _spoilt(value: Any, stranger: Any, chance: random.Random) -> Any:
+    """The stranger itself, or a copy of *value* with it somewhere inside."""
+
+    def inside(item: Any) -> Any:
+        return _spoilt(item, stranger, chance)
+
+    if chance.random() < 0.2:
+        return stranger
+    if isinstance(value, Point | Pair):
+        return Point(inside(value.x), value.y) if isinstance(value, Point) else Pair(value.left, inside(value.right))
+    if isinstance(value, dict) and value:
+        name = chance.choice(list(value))
+        return {**value, name: inside(value[name])}
+    if isinstance(value, list | tuple) and value:
+        at = chance.randrange(len(value))
+        return type(value)([*value[:at], inside(value[at]), *value[at + 1 :]])
+    if isinstance(value, Line | Note | Box | Tool):
+        found = copy.copy(value)
+        name = chance.choice(list(type(value).__annotations__))
+        setattr(found, name, inside(getattr(value, name)))
+        return found
+    return stranger

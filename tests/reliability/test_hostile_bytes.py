@@ -5,6 +5,7 @@ Records with good checksums and hostile content go all the way to live agents (h
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -23,12 +24,12 @@ import hostile
 import msgspec
 import pytest
 import redis
-from hostile_agents import KEY, REVISION, Everything, random_state, samples
+from hostile_agents import KEY, REVISION, Everything, Simple, random_state, samples, wrong_value
 from proofs import Proof
 from servers import Valkey
 
-from overwinter import Persistence
-from overwinter.errors import CorruptRecordError, NewerRecordError, ThawError
+from overwinter import InstanceManager, Persistence
+from overwinter.errors import AgentStateError, CorruptRecordError, NewerRecordError, ThawError
 from overwinter.record import unpack
 from overwinter.stores import Durability, Expect, FileStore, MemoryStore, SQLiteStore, Store
 from overwinter.stores import _file_frame as file_frame
@@ -195,6 +196,25 @@ async def test_what_is_put_comes_back_equal_in_value_and_type(proof: Proof) -> N
                 assert same(value, getattr(back, name)), f"{name} of state {seed}: {value!r} came back otherwise"
             await persistence.delete(Everything, str(number))
             proof.count(states=1)
+
+
+@pytest.mark.parametrize("cls", [Simple, Everything])
+async def test_what_could_not_come_back_is_refused_and_what_is_stored_stays(proof: Proof, cls: type[Simple]) -> None:
+    chance, store = proof.chance("wrong states"), MemoryStore()
+    async with store, InstanceManager(cls, store=store) as manager:
+        for number in range(proof.size(run=1_000, long=50_000)):
+            seed, key = chance.getrandbits(64), str(number)
+            state, (name, wrong) = random_state(random.Random(seed), cls), wrong_value(random.Random(seed), cls)
+            await manager.get(key, initial=state)
+            await manager.save(key)
+            before = await store.get(f"{cls.__name__}:{key}")
+            (told,) = await asyncio.gather(manager.call(key, cls.assign, name, wrong), return_exceptions=True)
+            assert isinstance(told, AgentStateError), f"state {seed}, {name} = {wrong!r}: {told!r}"
+            await manager.stop(key)
+            assert before is not None
+            assert await store.get(f"{cls.__name__}:{key}") == before, f"state {seed} changed"
+            await manager.delete(key)
+            proof.count(refused=1)
 
 
 @pytest.mark.parametrize(
