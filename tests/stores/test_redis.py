@@ -150,6 +150,17 @@ async def test_a_request_is_void_long_before_tombstones_die(server, prefix):
         await store.delete("key", expected=revision)
 
 
+async def test_a_create_over_a_tombstone_that_looks_late_is_done_at_once(server, prefix, raw):
+    async with RedisStore(server.url, prefix=prefix, timeout=2) as store:
+        await store.delete("key", expected=Expect.ANY)
+        store._door._behind -= 4 * 3600
+        revision = new()
+        before = raw.info("commandstats")["cmdstat_evalsha"]["calls"]
+        await store.put("key", b"x", revision=revision, expected=Expect.ABSENT)
+        assert raw.info("commandstats")["cmdstat_evalsha"]["calls"] - before == 3  # late, over a tombstone, done
+        assert await store.get("key") == Stored(b"x", revision)
+
+
 async def test_a_put_that_comes_twice_is_done_once(server, prefix):
     async with RedisStore(server.url, prefix=prefix) as store:
         first, second = new(), new()

@@ -31,11 +31,12 @@ Command = tuple[bytes, ...]
 
 
 class AgainError(Exception):
-    """Raised by ``understand``: send this command instead."""
+    """Raised by ``understand``: send the command once more, with *argument* at *place*."""
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, place: int, argument: bytes) -> None:
         super().__init__()
-        self.command = command
+        self.place = place
+        self.argument = argument
 
 
 class StaleLineError(Exception):
@@ -277,7 +278,8 @@ class Line:
         try:
             request.future.set_result(request.understand(reply))
         except AgainError as instead:
-            request.command = instead.command
+            place = instead.place  # of the command as it is now: it may not be the first that is changed
+            request.command = (*request.command[:place], instead.argument, *request.command[place + 1 :])
             return False
         except StaleLineError as stale:
             self.hang_up()

@@ -60,6 +60,9 @@ _PAGE = b"512"
 _SEEN = 262_144
 _NEVER = b"0"
 
+_VOID, _CONDITION = 6, 7
+"""Where in a command that changes something that stands: when it is void, and what it expects."""
+
 
 class RedisStore(Store):
     """Keep records on a Redis (6.2 or newer) or Valkey server, one key per agent.
@@ -191,7 +194,7 @@ class RedisStore(Store):
     async def delete(self, key: str, *, expected: Revision | Expect) -> None:
         condition = b"*" if expected is Expect.ANY else _condition(expected)
         command = self._change(DELETE, key, condition, new_tombstone(), b"%d" % (TOMBSTONE_LIFE * 1000))
-        await self._send("delete", key, command, partial(self._decide, "delete", key, command), writes=True)
+        await self._send("delete", key, command, partial(self._decide, "delete", key), writes=True)
 
     def submit(self, key: str, data: bytes, *, revision: Revision, expected: Revision | Expect) -> asyncio.Future[None]:
         """Begin a put and return a bare future, no task, that carries its outcome."""
@@ -204,8 +207,8 @@ class RedisStore(Store):
 
         def decide(reply: Any) -> None:
             if isinstance(reply, bytes) and is_tombstone(reply):
-                raise AgainError((*command[:7], reply, *command[8:]))  # create, over the very tombstone that is there
-            self._decide("put", key, command, reply)
+                raise AgainError(_CONDITION, reply)  # create, over the very tombstone that is there
+            self._decide("put", key, reply)
 
         return self._send("put", key, command, decide, writes=True)
 
@@ -220,7 +223,7 @@ class RedisStore(Store):
             valid = min(valid, self._ttl / 2)
         return b"%d" % (self._door.server_time() + valid)
 
-    def _decide(self, verb: str, key: str, command: Command, reply: Any) -> None:
+    def _decide(self, verb: str, key: str, reply: Any) -> None:
         """Return if a script did what it should, else raise what it says."""
         if reply == Verdict.DONE:
             return
@@ -236,7 +239,7 @@ class RedisStore(Store):
         if isinstance(reply, bytes) and reply.startswith(Verdict.LATE):
             # It came back in time, so it was not late: a clock was set, or this machine slept. Not done, so once more.
             door.set_clock(int(reply.removeprefix(Verdict.LATE)))
-            raise AgainError((*command[:6], self._void(), *command[7:]))
+            raise AgainError(_VOID, self._void())
         assert isinstance(reply, Exception)  # anything else is no answer to our script: then nobody knows
         raise refusal(reply, door.where, f"{verb} of key {key!r}", writes=True)
 
