@@ -197,7 +197,10 @@ class CopyError(StoreError):
 
 
 class SupersededError(OverwinterError):
-    """Another owner wrote this agent's record. What this call changed was not stored, and our copy was dropped."""
+    """Another owner wrote this agent's record. Our copy was dropped, and what this call changed was not stored.
+
+    What it had made durable with ``commit()`` stays.
+    """
 
     origin: object = None
     """For the manager: whose change was lost. A call inside a method may raise this error for another agent."""
