@@ -33,7 +33,7 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
 
         def end() -> None:
             nonlocal told
-            if not told:
+            if not told or not _closing():  # what closes is not helped by another signal
                 told = True
                 task.cancel()
 
@@ -47,8 +47,10 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
                 task.result()
             raise
         finally:
-            failures.extend(await _see_closed())  # who waited for it was cancelled, perhaps
-            loop.remove_signal_handler(signal.SIGTERM)
+            try:
+                await _see_closed(failures)  # who waited for it was cancelled, perhaps
+            finally:
+                loop.remove_signal_handler(signal.SIGTERM)
 
     result = None
     try:
@@ -65,18 +67,24 @@ def run(main: Coroutine[Any, Any, T]) -> T | None:
     return result
 
 
-async def _see_closed() -> list[CloseError]:
-    """Wait until nothing closes any more; return what came of that, which nobody was told."""
+def _closing() -> list[asyncio.Task[None]]:
     here = asyncio.get_running_loop()
-    failures: list[CloseError] = []
-    while closing := [task for task in CLOSING if task.get_loop() is here and not task.done()]:
+    return [task for task in CLOSING if task.get_loop() is here and not task.done()]
+
+
+async def _see_closed(failures: list[CloseError]) -> None:
+    """Wait until nothing closes any more, and add to *failures* what came of that, which nobody was told."""
+    other: BaseException | None = None
+    while closing := _closing():
         await asyncio.wait(closing)
         for task in closing:
-            try:
-                task.result()
-            except CloseError as error:
-                failures.append(error)
-    return failures
+            error = None if task.cancelled() else task.exception()
+            told = list(_close_errors(error))
+            failures.extend(told)
+            if not told:
+                other = other or error
+    if other is not None:
+        raise other
 
 
 def _close_errors(error: BaseException | None) -> Iterator[CloseError]:

@@ -353,6 +353,7 @@ class Persistence:
                     raise RevisionConflictError(
                         f"{keeper.kind.name} {key!r} is stored already, under a former name: thaw it and change that"
                     )
+            line = agent.__dict__.get(_LINES, {}).get(key, line)  # another hibernation may have begun meanwhile
         async with line.turn:
             body = keeper.encode(agent, line.extras)
             vars(agent).update({KEY: key, _LINES: {**agent.__dict__.get(_LINES, {}), key: line}})

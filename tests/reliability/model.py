@@ -374,7 +374,8 @@ class Operation:
             case SupersededError():
                 return any(world.foreign(process, key) for key in blamed)
             case OutcomeUnknownError():
-                return bool(fired & {"unknown", "held"}) or (self.kind == "delete" and bool(fired))
+                stays = not process.gated and (nested or "commit" in (*self.script, *self.rest))
+                return bool(fired & {"unknown", "held"}) or ((self.kind == "delete" or stays) and bool(fired))
             case StoreUnavailableError():
                 return bool(fired)
             case ThawError():

@@ -192,11 +192,15 @@ async def test_a_manager_whose_patience_is_short_says_no_and_works_again(server)
     async with InstanceManager(Tally, store=PostgresStore(server.url, timeout=2), store_patience=0.1) as tallies:
         assert await tallies.call("ada", Tally.add, 1) == 1
         server.kill()
-        with pytest.raises(OverwinterError) as refused:
-            await tallies.call("ada", Tally.add, 1)
-        unavailable = isinstance(refused.value, StoreUnavailableError)  # or the connection seemed to be alive
+        made = 1
+        while True:  # the server's own children may outlive it for a moment
+            try:
+                made = await tallies.call("ada", Tally.add, 1)
+            except OverwinterError as error:
+                unavailable = isinstance(error, StoreUnavailableError)  # or the connection seemed to be alive
+                break
         if unavailable:
-            assert await tallies.call("ada", Tally.total) == 1
+            assert await tallies.call("ada", Tally.total) == made
         await asyncio.to_thread(server.start)
         while True:
             try:
@@ -205,4 +209,4 @@ async def test_a_manager_whose_patience_is_short_says_no_and_works_again(server)
                 await asyncio.sleep(0.01)
             else:
                 break
-        assert reply in ([2] if unavailable else [2, 3])
+        assert reply in ([made + 1] if unavailable else [made + 1, made + 2])

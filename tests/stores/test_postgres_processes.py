@@ -53,7 +53,8 @@ async def test_a_request_that_is_held_up_does_not_come_after_its_time(postgres, 
             racer.stdin.flush()
             while not (
                 lock.execute(
-                    "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s", [f"%INSERT INTO%{table}%"]
+                    "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s",
+                    [f"%INSERT INTO%{table}%"],
                 ).fetchall()
             ):
                 lock.execute("SELECT pg_stat_clear_snapshot()")  # or this transaction sees those alone who were there

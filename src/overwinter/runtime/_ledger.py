@@ -139,7 +139,7 @@ class Ledger(Gate):
         self._held_back = False  # waits until there are fewer bytes on their way
         self.paused = False
         """While it is being deleted: nothing is put."""
-        self._deleting = False  # the store was asked, and has not answered
+        self._deleting = False  # the store was asked, and did not refuse
 
     def begin(self, body: bytes) -> None:
         """Set the version that the agent came alive with, the durable one if it was thawed."""
@@ -376,12 +376,11 @@ class Ledger(Gate):
         self._deleting = True
         try:
             await store.in_time(store.delete(self.store_key, expected=self.revision), OutcomeUnknownError)
-        except asyncio.CancelledError:
-            if self.lost:
+        except BaseException as error:
+            self._deleting = False
+            if self.lost and isinstance(error, asyncio.CancelledError):
                 raise not_told(self._who) from None
             raise
-        finally:
-            self._deleting = False
         return self.store_key
 
     # ------------------------------------------------------------ when things fail

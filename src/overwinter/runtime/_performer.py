@@ -38,9 +38,16 @@ from ._lifecycle import CLAIMED, COLD, LIVE, after
 from ._turn import TURN, Turn, Wait, current_turn, waits_for_itself
 from ._turnstile import Turnstile
 
-__all__ = ["Performer"]
+__all__ = ["BROKEN", "UNSTARTED", "WHOLE", "Performer"]
 
 A = TypeVar("A", bound=Agent)
+
+WHOLE, UNSTARTED, BROKEN = 0, 1, 2
+"""What an agent's object is worth. From one that is not whole the next turn makes a new one, or gets an error.
+
+UNSTARTED: what its ``on_start`` changed was undone. BROKEN: its state could not be restored after a failed call.
+"""
+
 Send = Callable[[Any], Awaitable[None]]
 Elsewhere = Callable[[str, Method, tuple[Any, ...], dict[str, Any], str | None], Awaitable[Any]]
 """Runs a call in whichever life of the agent has its turn next."""
@@ -79,7 +86,7 @@ class Performer(IdleMember, Generic[A]):
         self._beside: set[Turn] | None = None  # readonly turns and hooks; most agents never have any
         self.last_error: type[BaseException] | None = None
         """Its type: the exception itself would keep its frames, and their locals, in memory."""
-        self._broken = False
+        self._broken = WHOLE
         self._started_at = 0  # the version that on_start made
         self._mending: asyncio.Future[None] | None = None
         self._refusal: MakeError | None = None
@@ -180,13 +187,13 @@ class Performer(IdleMember, Generic[A]):
             assert elsewhere is not None
             return await elsewhere(self.key, method, args, kwargs, call_id)
         if version > ledger.dur and ledger.gated and (failure is None or _waits(turn, failure)):
-            final = turn.committed or turn.aborted is not None
+            since, aborted = turn.since, turn.aborted is not None
             try:
                 admission = ledger.admission(version, turn.task.get_loop())
                 turn = timer = None  # the fewer objects wait, the less the garbage collector has to look at
                 await admission
             except OverwinterError as error:
-                raise (self._final(error) if final else error) from failure or error.__cause__
+                raise self._final(error, since, aborted=aborted) from failure or error.__cause__
         if failure is not None:
             try:
                 raise failure
@@ -280,10 +287,10 @@ class Performer(IdleMember, Generic[A]):
             result = await (body if send is None else self._pass_on(body, send))
             if turn.aborted is not None:
                 raise turn.aborted  # the body kept the cancellation to itself; what it returned does not count
-            if not self.turns.writing and not self._settable.issuperset(self.agent.__dict__):
-                raise self._stray()  # who writes beside it could have set it, too
+            if self._runs_alone(turn) and not self._settable.issuperset(self.agent.__dict__):
+                raise self._stray()
         except BaseException as error:
-            if not self.turns.writing:
+            if self._runs_alone(turn):
                 self._drop_strays()
             if turn.aborted is None:
                 raise
@@ -422,7 +429,7 @@ class Performer(IdleMember, Generic[A]):
                 await send(item)
 
     async def commit(self, turn: Turn) -> None:
-        version = self._finish(turn)
+        self._finish(turn)
         if turn.readonly:
             return
         try:
@@ -434,7 +441,6 @@ class Performer(IdleMember, Generic[A]):
                 f"{self._who}: commit(): the store is unavailable; what the call changed so far stays, and is stored "
                 "as soon as it can be: read the agent before repeating the call"
             ) from error
-        turn.committed = turn.committed or version > turn.since
 
     def _finish(self, turn: Turn) -> int:
         """Make a version of what the turn changed, if it did; return the version that the reply depends on."""
@@ -476,6 +482,10 @@ class Performer(IdleMember, Generic[A]):
             f"or declare it {stray}: ... = transient(), or set it in on_start"
         )
 
+    def _runs_alone(self, turn: Turn) -> bool:
+        """Whether what is there now and was not before is surely this turn's."""
+        return not self.turns.writing and self._beside == {turn}
+
     def _drop_strays(self) -> list[str]:
         strays = sorted(self.agent.__dict__.keys() - self._settable)
         for stray in strays:
@@ -497,15 +507,19 @@ class Performer(IdleMember, Generic[A]):
         elif isinstance(error, Exception):
             self.last_error = type(error)
         if turn.readonly:
-            if not self.turns.writing:
+            if self._runs_alone(turn):
                 self._drop_strays()
         elif not self.ledger.lost:
             self._undo(turn, error)
-        return self._final(error) if turn.committed else error
+        return self._final(error, turn.since)
 
-    def _final(self, error: BaseException) -> BaseException:
-        """What the caller of a turn gets that must not be run again on another life: it committed, or was ended."""
-        if isinstance(error, SupersededError) and error.origin is self.ledger:
+    def _final(self, error: BaseException, since: int, *, aborted: bool = False) -> BaseException:
+        """What a caller gets whose turn must not be run again on another life, if it is such a one.
+
+        It was *aborted*, or something that it committed, or yielded, is durable; it began at version *since*.
+        """
+        stays = aborted or self.ledger.dur > since
+        if stays and isinstance(error, SupersededError) and error.origin is self.ledger:
             return self.ledger.superseded(again=False)
         return error
 
@@ -527,7 +541,7 @@ class Performer(IdleMember, Generic[A]):
         try:
             kind.schema.restore(agent, body, self.ledger.extras)
         except Exception as error:  # noqa: BLE001  # a load() of the class's own may raise anything
-            self._broken = True  # this object is worth nothing now; the next turn gets a new one, or an error
+            self._broken = BROKEN
             self.home.report(self.key, error, "its state could not be restored after a call that failed")
             return
         if kind.mends:
@@ -635,8 +649,8 @@ class Performer(IdleMember, Generic[A]):
             self.lose(error())
             return False
         self._restore(body)
-        if self.ledger.dur < self._started_at:
-            self._broken = True  # what on_start changed is undone with the rest: the next turn runs it again
+        if self.ledger.dur < self._started_at and self._broken is WHOLE:
+            self._broken = UNSTARTED
         return True
 
     @property

@@ -25,7 +25,9 @@ from ..errors import (
 from ._arriving import Arriving
 from ._gate import Effect
 from ._home import ABORT_GRACE, Retired, all_done
+from ._ledger import not_told
 from ._lifecycle import FREEZING, KEPT, LEAVING, LEFT, LIVE, LOST, after
+from ._performer import BROKEN, UNSTARTED, WHOLE
 
 __all__ = ["AgentServer"]
 
@@ -158,7 +160,7 @@ class AgentServer(Arriving[A]):
         try:
             await self._rebuild()
         except OverwinterError as error:
-            self._broken = True
+            self._broken = BROKEN
             self.home.report(self.key, error, "it could not come back to life; the next call tries again")
         if self.ledger.lost:  # somebody else wrote it meanwhile
             self._left()
@@ -169,18 +171,25 @@ class AgentServer(Arriving[A]):
         self.watch()
 
     async def _rebuild(self) -> None:
+        if self._broken is UNSTARTED:
+            await self._on_stop()  # for what its on_start opened
         self.agent = self.home.kind.schema.copy(self.ledger.cur_body, self.ledger.extras)
         vars(self.agent)[KEY] = self.key
         effects = await self._on_start()
-        self._broken = False
+        self._broken = WHOLE
         self._seal()
         if self.home.kind.starts:
             self._started_at = self.ledger.cur
         self.ledger.when_durable(self.ledger.cur, effects)
 
     async def _on_stop(self) -> list[Effect] | None:
-        """Run ``on_stop``, if the class has one, within its time; return what it told others if it ended well."""
-        if not self.home.kind.stops or self._broken:
+        """Run ``on_stop``, if the class has one, within its time; return what it told others if what it did counts."""
+        unstarted = self._broken is UNSTARTED
+        if unstarted:
+            self._broken = BROKEN  # it is done with, however it ends
+        elif self._broken:
+            return None
+        if not self.home.kind.stops:
             return None
         clock = self.home.terms.clock
         task: asyncio.Task[list[Effect]] = self.home.spawn(self.as_turn(self.agent.on_stop))
@@ -192,7 +201,7 @@ class AgentServer(Arriving[A]):
         if not done or task.cancelled():
             self.home.report(self.key, TimeoutError(f"on_stop took more than {ABORT_GRACE:g} s"), "on_stop failed")
             return None
-        return task.result() if task.exception() is None else None
+        return task.result() if task.exception() is None and not unstarted else None
 
     def _stopped(self, task: asyncio.Task[list[Effect]]) -> None:
         """Report what ``on_stop`` raised, also where nobody waits for it any more."""
@@ -264,6 +273,10 @@ class AgentServer(Arriving[A]):
             await self.abort(why)  # interleaved calls, which hold no turn
             await self._on_stop()
             await delete_rest(deleted)
+        except asyncio.CancelledError:
+            if deleted and self.home.closed:
+                raise not_told(self._who) from None
+            raise
         finally:
             self.state = after(self.state, LEFT)
             self._end()

@@ -49,8 +49,6 @@ class Turn:
     active = True
     aborted: OverwinterError | None = None
     doomed = False
-    committed = False
-    """Whether a ``commit()`` of it is durable: it must not be run again from the top."""
     awaits: list[Wait] | None = None
     effects: list[Callable[[], object]] | None = None
     """What leaves only when this turn's version is durable: ``tell`` and the like."""
