@@ -110,6 +110,66 @@ def test_signals_that_come_as_it_closes_lose_nothing(tmp_path, signals):
     assert end(start(path, program=CLOSING), None)[0] == "12\nover\n"
 
 
+SWALLOWS = """
+    import asyncio, contextlib, os, signal
+    import overwinter
+
+    async def main() -> None:
+        print("began", flush=True)
+        with contextlib.suppress(asyncio.CancelledError):  # takes it for the cancellation of what it waits for
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    print(overwinter.run(main()), flush=True)
+"""
+
+
+def test_a_main_that_keeps_a_signal_to_itself_is_ended_by_the_next(tmp_path):
+    assert end(start(tmp_path / "unused", program=SWALLOWS), None) == ("began\nNone\n", "", 0)
+
+
+FAILS = """
+    import asyncio, sys
+    import overwinter
+    from overwinter import Agent, InstanceManager, MemoryStore
+    from overwinter.errors import StoreUnavailableError
+    from overwinter.testing import FaultyStore
+
+    class Counter(Agent):
+        count: int = 0
+        async def increment(self) -> int:
+            self.count += 1
+            return self.count
+
+    class Broken(MemoryStore):
+        async def __aexit__(self, *exc):
+            raise OSError("as asked")
+
+    async def main() -> None:
+        print("began", flush=True)
+        store = FaultyStore(MemoryStore())
+        store.fail("put", lambda: StoreUnavailableError("full"), times=1e9)
+        managers = [InstanceManager(Counter, store=each, durability="hibernate", store_patience=0.05)
+                    for each in (Broken(), store, Broken())]
+        for manager in managers:
+            await manager.open()
+            await manager.call("ada", Counter.increment)
+        closing = [asyncio.create_task(manager.close(0.2)) for manager in managers]
+        await asyncio.sleep(0)
+
+    overwinter.run(main())
+"""
+
+
+def test_a_store_that_fails_to_close_hides_nobody_who_is_not_stored(tmp_path):
+    _, err, status = end(start(tmp_path / "unused", program=FAILS), None)
+    assert status == 1
+    assert "not stored: 'ada'" in err
+    assert "OSError: as asked" in err
+
+
 SEVERAL = """
     import asyncio, os, signal, sys
     import overwinter

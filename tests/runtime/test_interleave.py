@@ -239,7 +239,7 @@ class Stray(Agent):
         raise KeyError
 
 
-async def test_an_attribute_that_it_sets_first_fails_it_and_no_other_call():
+async def test_an_attribute_that_it_sets_first_fails_it_and_no_later_call():
     async with InstanceManager(Stray, store=MemoryStore()) as strays:
         assert isinstance(await outcome(strays.call("ada", Stray.look)), AgentStateError)
         assert await outcome(strays.call("ada", Stray.increment)) == 1

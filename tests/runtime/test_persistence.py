@@ -24,6 +24,10 @@ from overwinter.stores.base import Expect
 from overwinter.testing import FaultyStore, ManualClock
 
 
+class Renamed(Agent, aliases=("before",)):
+    count: int = 0
+
+
 async def count(persistence: Persistence, key: str) -> int:
     counter = await persistence.thaw(Counter, key)
     assert counter is not None
@@ -53,6 +57,23 @@ async def test_of_two_hibernations_at_once_the_later_one_is_stored_last():
         gate.release()
         await asyncio.gather(first, second)
         assert await count(persistence, "ada") == 2
+
+
+async def test_two_first_hibernations_at_once_are_in_one_line():
+    store = FaultyStore(MemoryStore())
+    async with Persistence(store) as persistence:
+        counter = Renamed()
+        gate = store.hold("head")
+        both = [asyncio.create_task(persistence.hibernate("ada", counter)) for _ in range(2)]
+        while gate.waiting < 2:
+            await asyncio.sleep(0)
+        gate.release()
+        await asyncio.gather(*both)
+        counter.count = 3
+        await persistence.hibernate("ada", counter)
+        found = await persistence.thaw(Renamed, "ada")
+        assert found is not None
+        assert found.count == 3
 
 
 async def test_under_another_key_it_is_another_agent():

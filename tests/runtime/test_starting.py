@@ -185,3 +185,31 @@ async def test_an_agent_never_lives_without_what_its_on_start_changed(initial):
         assert await outcome(accounts.call("ada", Account.pay, 1)) == 99
         found = await stored(store.inner, Account)
         assert (found.opened, found.balance) == (True, 99)
+
+
+class Opened(Agent):
+    born: bool = False
+
+    async def on_start(self, log: list[str]) -> None:
+        self.log = log
+        log.append("start")
+        self.born = True
+
+    async def on_stop(self) -> None:
+        self.log.append("stop")
+
+    @readonly
+    async def look(self) -> bool:
+        return self.born
+
+
+async def test_whatever_started_is_stopped_before_the_next_one_starts():
+    store, clock, log = FaultyStore(MemoryStore()), ManualClock(), []
+    async with InstanceManager(Opened, store=store, clock=clock, store_patience=1, context=log) as manager:
+        store.fail("put", lambda: StoreUnavailableError("down"), times=math.inf)
+        for _ in range(3):
+            look = asyncio.create_task(manager.call("ada", Opened.look))
+            await pass_time(clock, look.done)
+            assert isinstance(look.exception(), StoreUnavailableError)
+        store.heal()
+    assert log == ["start", "stop"] * 3

@@ -981,6 +981,55 @@ async def test_a_call_that_committed_and_was_then_overtaken_is_not_run_again():
         assert (await stored(store, Steps)).count == 1001
 
 
+class Impatient(Agent):
+    """Does not wait for its commit for long, or goes on when it has no known outcome."""
+
+    count: int = 0
+
+    async def add(self, runs: list[None], behind: asyncio.Event) -> int:
+        runs.append(None)
+        self.count += 1
+        with contextlib.suppress(TimeoutError, OutcomeUnknownError):
+            async with asyncio.timeout(0):
+                await commit()
+        await behind.wait()
+        self.count += 100
+        return self.count
+
+    async def items(self, behind: asyncio.Event):
+        self.count += 1
+        yield self.count
+        await behind.wait()
+        self.count += 100
+
+
+async def test_a_call_whose_commit_landed_when_nobody_waited_for_it_is_not_run_again():
+    store, go_on, runs = FaultyStore(MemoryStore()), asyncio.Event(), []
+    async with InstanceManager(Impatient, store=store, superseded="retry") as manager:
+        gate = store.hold("put")
+        call = asyncio.create_task(manager.call("ada", Impatient.add, runs, go_on))
+        await gate.reached()
+        await rest()
+        gate.release()
+        await until(lambda: not manager.stats().dirty)
+        await write_behind(store.inner, by=1000, cls=Impatient)
+        go_on.set()
+        assert isinstance(await outcome(call), SupersededError)
+        assert len(runs) == 1
+        assert (await stored(store.inner, Impatient)).count == 1001
+
+
+async def test_a_stream_that_is_overtaken_is_not_told_to_repeat_what_its_items_saw():
+    store, go_on = MemoryStore(), asyncio.Event()
+    async with InstanceManager(Impatient, store=store) as manager:
+        items = manager.call("ada", Impatient.items, go_on)
+        assert await anext(items) == 1
+        await write_behind(store, by=1000, cls=Impatient)
+        go_on.set()
+        with pytest.raises(SupersededError, match="Read the agent"):
+            await asyncio.wait_for(anext(items), 5)
+
+
 async def test_a_call_that_was_cancelled_and_is_then_overtaken_is_not_run_again():
     store, began, never = FaultyStore(MemoryStore()), [], asyncio.Event()
     async with InstanceManager(Steps, store=store, superseded="retry") as manager:
@@ -1088,3 +1137,38 @@ async def test_a_delete_that_closing_ends_is_unknown_once_the_store_was_asked(li
     assert (closed.value.unknown, closed.value.not_stored, closed.value.abandoned) == (("ada",), (), ())
     assert isinstance(await outcome(delete), OutcomeUnknownError)
     assert await stored(store.inner) is None
+
+
+class SlowToStop(Counter, name="slow.to.stop"):
+    """Takes its time to stop, whoever cancels it."""
+
+    async def on_start(self, gate: asyncio.Event) -> None:
+        self.gate = gate
+
+    async def on_stop(self) -> None:
+        while not self.gate.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.gate.wait()
+
+
+@pytest.mark.parametrize("dirty", [False, True])
+async def test_a_delete_that_the_store_has_done_is_unknown_too_if_closing_ends_what_follows(dirty):
+    store, gate, clock = FaultyStore(MemoryStore()), asyncio.Event(), ManualClock()
+    manager = InstanceManager(SlowToStop, store=store, context=gate, durability="hibernate", clock=clock)
+    await manager.open()
+    await manager.call("ada", Counter.increment)
+    await manager.save("ada")
+    if dirty:
+        await manager.call("ada", Counter.increment)
+    delete = asyncio.create_task(manager.delete("ada"))
+    while await store.inner.count():
+        await asyncio.sleep(0)
+    reports()
+    close = asyncio.create_task(manager.close(0.1))
+    await pass_time(clock, close.done, step=0.01)
+    error = close.exception()
+    assert isinstance(error, CloseError)
+    assert (error.unknown, error.not_stored, error.abandoned) == (("ada",), (), ())
+    assert isinstance(await outcome(delete), OutcomeUnknownError)
+    gate.set()
+    await rest()
