@@ -487,8 +487,7 @@ class InstanceManager(Generic[A]):
         try:
             await self._registry.stop(key)
         except asyncio.CancelledError:  # whoever asked is gone; what was begun goes on
-            rest = self._home.spawn(self._registry.stop(key))
-            rest.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody is left to be told
+            self._home.answer_for(key, "stop", self._home.spawn(self._registry.stop(key)))
             raise
 
     async def delete(self, key: str) -> None:
@@ -501,7 +500,7 @@ class InstanceManager(Generic[A]):
         """
         self._check()
         check_key(key, self._kind.name)
-        await self._home.see_through(self._registry.delete(key))
+        await self._home.see_through(key, "delete", self._registry.delete(key))
 
     def keys(self) -> list[str]:
         """The keys of the live agents. For those that are stored, see ``stored_keys``."""

@@ -244,7 +244,7 @@ async def test_a_stop_whose_caller_is_cancelled_goes_on():
         assert (await stored(store)).count == 7
 
 
-async def test_a_stop_whose_caller_is_cancelled_and_that_fails_is_nobodys_news():
+async def test_a_stop_whose_caller_is_cancelled_and_that_fails_is_reported():
     seen = reports()
     store = FaultyStore(MemoryStore())
     async with InstanceManager(Counter, store=store, store_patience=0, durability="hibernate") as counters:
@@ -258,7 +258,24 @@ async def test_a_stop_whose_caller_is_cancelled_and_that_fails_is_nobodys_news()
         store.heal()
         await until(lambda: not counters.keys() or counters.stats().dirty == 0)
     assert (await stored(store)).count == 7
-    assert seen == []
+    assert [type(report["exception"]) for report in seen] == [StoreUnavailableError]
+
+
+async def test_a_delete_whose_caller_is_cancelled_and_that_fails_is_reported():
+    seen = reports()
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        await counters.call("ada", Counter.increment, 7)
+        gate = store.hold("delete")
+        store.fail("delete", StoreUnavailableError("down"))
+        task = asyncio.ensure_future(counters.delete("ada"))
+        await gate.reached()
+        task.cancel()
+        assert isinstance(await outcome(task), asyncio.CancelledError)
+        gate.release()
+        await until(lambda: seen)
+        assert await counters.call("ada", Counter.increment) == 8
+    assert [type(report["exception"]) for report in seen] == [StoreUnavailableError]
 
 
 async def test_a_clean_agent_that_was_changed_outside_a_turn_is_stored_before_it_leaves():

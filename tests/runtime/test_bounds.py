@@ -192,6 +192,31 @@ async def test_those_in_the_queue_count_for_the_mailbox_too():
         assert [await running, *await asyncio.gather(*waiting)] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("gate", [False, True])
+async def test_those_who_left_do_not_count_for_the_mailbox(gate):
+    store, go_on = FaultyStore(MemoryStore()), asyncio.Event()
+    async with InstanceManager(Counter, store=store, max_mailbox=3) as counters:
+        if gate:
+            held = store.hold("put")
+        else:
+            running = asyncio.create_task(counters.call("ada", Counter.wait, go_on))
+            await until(lambda: counters.inspect("ada").running)
+        waiting = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(3)]
+        await rest()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        last = asyncio.create_task(counters.call("ada", Counter.increment))
+        await rest()
+        assert not last.done()
+        if gate:
+            held.release()
+        else:
+            go_on.set()
+            await running
+        assert await outcome(last) == (4 if gate else 1)
+
+
 async def test_the_default_bound_of_a_state_is_four_megabytes():
     async with InstanceManager(Heavy, store=MemoryStore()) as heavies:
         assert await heavies.call("a", Heavy.fill, 4 * 1024 * 1024 - 100)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
+from typing import ClassVar
 
+import msgspec
 import pytest
 from agents import Counter, Order, Recorder
 from waiting import outcome, pass_time, reports, rest, stored
@@ -205,6 +207,42 @@ class Tidy(Agent):
 
     async def on_stop(self) -> None:
         self.n += 100
+
+
+class Due(msgspec.Struct):
+    """What can be refused later, though it was taken before."""
+
+    refused: ClassVar[bool] = False
+    at: int = 0
+
+    def __post_init__(self) -> None:
+        if self.refused:
+            raise ValueError("it is too late")
+
+
+class Reminder(Tidy):
+    due: Due = Due()
+
+
+async def test_an_agent_that_can_not_be_made_anew_when_its_stop_failed_is_tried_again(monkeypatch):
+    seen = reports()
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Reminder, store=store, clock=clock, store_patience=5) as manager:
+        await manager.call("a", Reminder.add)
+        gate = store.hold("put")
+        store.fail("put", down, times=math.inf)
+        stop = asyncio.create_task(manager.stop("a"))
+        await gate.reached()
+        monkeypatch.setattr(Due, "refused", True)
+        gate.release()
+        await pass_time(clock, stop.done)
+        assert isinstance(stop.exception(), StoreUnavailableError)
+        assert any(isinstance(report["exception"].__cause__, ValueError) for report in seen)
+        assert isinstance(await outcome(manager.call("a", Reminder.add)), ThawError)
+        monkeypatch.setattr(Due, "refused", False)
+        store.heal()
+        await pass_time(clock, lambda: not manager.stats().dirty)
+        assert await outcome(manager.call("a", Reminder.add)) == 2
 
 
 async def test_a_stop_whose_last_put_fails_says_so_and_the_agent_lives_on():

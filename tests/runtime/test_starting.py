@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -12,7 +14,7 @@ from agents import Counter
 from waiting import outcome, pass_time, rest, stored
 
 from overwinter import Agent, InstanceManager, MemoryStore, interleave, readonly
-from overwinter.errors import ReentrantCallError, StoreUnavailableError, ThawError
+from overwinter.errors import AgentStateError, ReentrantCallError, StoreUnavailableError, ThawError
 from overwinter.testing import FaultyStore, ManualClock, until
 
 TENANT: ContextVar[str] = ContextVar("tenant", default="nobody")
@@ -180,36 +182,128 @@ async def test_an_agent_never_lives_without_what_its_on_start_changed(initial):
         await pass_time(clock, look.done)
         assert isinstance(look.exception(), StoreUnavailableError)  # it waits for what it saw, which is stored nowhere
         store.heal()
-        refused = await outcome(accounts.call("ada", Account.pay, 1))  # what its on_start made anew is on its way
-        assert isinstance(refused, StoreUnavailableError)
         assert await outcome(accounts.call("ada", Account.pay, 1)) == 99
         found = await stored(store.inner, Account)
         assert (found.opened, found.balance) == (True, 99)
 
 
-class Opened(Agent):
-    born: bool = False
+class World:
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.tenants: list[str] = []
+        self.value: Any = 1
+        self.gate = asyncio.Event()
+        self.gate.set()
 
-    async def on_start(self, log: list[str]) -> None:
-        self.log = log
-        log.append("start")
-        self.born = True
+    def is_in_order(self) -> bool:
+        """Whether each that started was stopped before the next one started."""
+        return self.log == ["start", "stop", "stopped"] * (len(self.log) // 3)
+
+
+class Opened(Agent):
+    """Has something to close; while ``gate`` is not set that takes long."""
+
+    value: int = 0
+
+    async def on_start(self, world: World) -> None:
+        self.world = world
+        world.log.append("start")
+        world.tenants.append(TENANT.get())
+        TENANT.set("the agent's")
+        self.value = world.value
 
     async def on_stop(self) -> None:
-        self.log.append("stop")
+        self.world.log.append("stop")
+        await self.world.gate.wait()
+        self.world.log.append("stopped")
 
     @readonly
-    async def look(self) -> bool:
-        return self.born
+    async def look(self) -> int:
+        return self.value
+
+    @interleave
+    async def peek(self) -> int:
+        return self.value
+
+
+@contextlib.asynccontextmanager
+async def undone(world: World) -> AsyncIterator[InstanceManager[Opened]]:
+    """An agent that is live, and whose ``on_start`` was undone, since it could not be stored; by now it could be."""
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Opened, store=store, clock=clock, store_patience=1, context=world) as manager:
+        store.fail("put", lambda: StoreUnavailableError("down"), times=math.inf)
+        look = asyncio.create_task(manager.call("ada", Opened.look))
+        await pass_time(clock, look.done)
+        assert isinstance(look.exception(), StoreUnavailableError)
+        store.heal()
+        yield manager
 
 
 async def test_whatever_started_is_stopped_before_the_next_one_starts():
-    store, clock, log = FaultyStore(MemoryStore()), ManualClock(), []
-    async with InstanceManager(Opened, store=store, clock=clock, store_patience=1, context=log) as manager:
-        store.fail("put", lambda: StoreUnavailableError("down"), times=math.inf)
-        for _ in range(3):
-            look = asyncio.create_task(manager.call("ada", Opened.look))
-            await pass_time(clock, look.done)
-            assert isinstance(look.exception(), StoreUnavailableError)
-        store.heal()
-    assert log == ["start", "stop"] * 3
+    world = World()
+    async with undone(world) as manager:
+        assert await outcome(manager.call("ada", Opened.look)) == 1
+    assert world.is_in_order()
+    assert len(world.log) == 6
+
+
+async def test_a_life_ends_when_what_is_made_anew_in_it_has_started_and_stopped():
+    world = World()
+    async with undone(world) as manager:
+        world.gate.clear()
+        peek = asyncio.create_task(manager.call("ada", Opened.peek))
+        await until(lambda: "stop" in world.log)
+        ending = asyncio.create_task(manager.stop("ada"))
+        await rest()
+        world.gate.set()
+        assert await outcome(ending) is None
+        assert await outcome(peek) == 1
+        assert manager.stats().superseded == 0
+    assert world.is_in_order()
+
+
+async def test_a_delete_begins_nothing_anew():
+    world = World()
+    async with undone(world) as manager:
+        world.gate.clear()
+        peek = asyncio.create_task(manager.call("ada", Opened.peek))
+        await until(lambda: "stop" in world.log)
+        assert await outcome(manager.delete("ada")) is None  # it ends the on_stop that runs
+        world.gate.set()
+        assert await outcome(peek) == 1  # of the next life
+    assert world.log == ["start", "stop", "start", "stop", "stopped"]
+
+
+async def test_a_caller_who_leaves_does_not_hurry_what_is_made_anew():
+    world = World()
+    async with undone(world) as manager:
+        world.gate.clear()
+        first = asyncio.create_task(manager.call("ada", Opened.look))
+        await until(lambda: "stop" in world.log)
+        first.cancel()
+        assert isinstance(await outcome(first), asyncio.CancelledError)
+        second = asyncio.create_task(manager.call("ada", Opened.look))
+        await rest()
+        assert world.log == ["start", "stop"]
+        world.gate.set()
+        assert await outcome(second) == 1
+    assert world.is_in_order()
+
+
+async def test_what_is_made_anew_starts_in_the_context_of_open_not_of_whoever_calls():
+    world = World()
+    async with undone(world) as manager:
+        TENANT.set("alice's")
+        assert await manager.call("ada", Opened.look) == 1
+        assert TENANT.get() == "alice's"
+    assert world.tenants == ["nobody", "nobody"]
+
+
+async def test_what_a_second_on_start_changed_is_shown_to_nobody_if_it_can_not_be_kept():
+    world = World()
+    async with undone(world) as manager:
+        world.value = "no number"
+        for _ in range(2):
+            assert isinstance(await outcome(manager.call("ada", Opened.look)), AgentStateError)
+        world.value = 2
+        assert await outcome(manager.call("ada", Opened.look)) == 2

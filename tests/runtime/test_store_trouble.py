@@ -1019,6 +1019,20 @@ async def test_a_call_whose_commit_landed_when_nobody_waited_for_it_is_not_run_a
         assert (await stored(store.inner, Impatient)).count == 1001
 
 
+async def test_a_call_whose_commit_may_have_landed_is_not_run_again_for_what_it_changed_later():
+    store, clock, go_on, runs = FaultyStore(MemoryStore()), ManualClock(), asyncio.Event(), []
+    async with InstanceManager(Impatient, store=store, clock=clock, superseded="retry") as manager:
+        store.fail("put", lambda: OutcomeUnknownError("no answer"), after=True)
+        call = asyncio.create_task(manager.call("ada", Impatient.add, runs, go_on))
+        await rest()
+        await write_behind(store.inner, by=1000, cls=Impatient)
+        go_on.set()
+        await pass_time(clock, call.done)
+        assert isinstance(call.exception(), OutcomeUnknownError)
+        assert len(runs) == 1
+        assert (await stored(store.inner, Impatient)).count == 1001
+
+
 async def test_a_stream_that_is_overtaken_is_not_told_to_repeat_what_its_items_saw():
     store, go_on = MemoryStore(), asyncio.Event()
     async with InstanceManager(Impatient, store=store) as manager:

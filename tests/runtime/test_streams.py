@@ -491,3 +491,12 @@ async def test_a_stream_is_for_one_consumer():
 
 async def _take(items) -> int:
     return await anext(items)
+
+
+async def test_a_stream_that_is_closed_before_its_first_step_leaves_nobody_waiting():
+    async with InstanceManager(Chat, store=MemoryStore()) as chats:
+        items = chats.call("ada", Chat.count, 3)
+        first = asyncio.ensure_future(anext(items))
+        end = asyncio.create_task(items.aclose())
+        assert await outcome(end) is None
+        assert isinstance(await outcome(first), ClosedError)

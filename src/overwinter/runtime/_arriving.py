@@ -122,14 +122,7 @@ class Arriving(Performer[A]):
                 loaded = await home.keeper.load(self.key)
             except Exception as error:
                 raise self._unreadable(error) from error
-            changed = self._make(loaded, initial, missing)
-            effects = await self._on_start()
-            body = home.keeper.encode(self.agent, self.ledger.extras)
-            if changed or body != self.ledger.cur_body:
-                self.ledger.advance(body)
-            if home.kind.starts:
-                self._started_at = self.ledger.cur
-            self.ledger.when_durable(self.ledger.cur, effects)
+            await self._start_up(self._make(loaded, initial, missing))
         except BaseException as error:  # it goes to everybody who waits
             self._failed_to_start(error)
             if isinstance(error, asyncio.CancelledError):
@@ -273,6 +266,16 @@ class Arriving(Performer[A]):
         twin = home.kind.schema.fresh(None, self.key)
         give_key(twin, self.key)
         return home.keeper.encode(twin) == self.ledger.cur_body
+
+    async def _start_up(self, changed: bool = False) -> None:
+        """Call ``on_start``, if there is one, and make a version of what the agent is then, if it *changed* by now."""
+        effects = await self._on_start()
+        body = self.home.keeper.encode(self.agent, self.ledger.extras)
+        if changed or body != self.ledger.cur_body:
+            self.ledger.advance(body)
+        if self.home.kind.starts:
+            self._started_at = self.ledger.cur
+        self.ledger.when_durable(self.ledger.cur, effects)
 
     async def _on_start(self) -> list[Effect]:
         kind, agent = self.home.kind, self.agent

@@ -26,13 +26,21 @@ class Gate:
         self.waiters: list[tuple[int, asyncio.Future[None] | list[Effect]]] | tuple[()] = ()
 
     def enter(self, version: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        """Return what is done when *version* is durable. Whoever cancels it only stops waiting."""
+        """Return what is done when *version* is durable. Who stops waiting calls ``withdraw``."""
         waiter: asyncio.Future[None] = loop.create_future()
         if self.waiters:
             self.waiters.append((version, waiter))
         else:
             self.waiters = [(version, waiter)]
         return waiter
+
+    def withdraw(self, waiter: asyncio.Future[None]) -> None:
+        """Forget a waiter whose caller has left: it would count for the mailbox until the store answers."""
+        for place, (_, other) in enumerate(self.waiters):
+            if other is waiter:
+                assert isinstance(self.waiters, list)
+                del self.waiters[place]
+                return
 
     def keep(self, version: int, effects: list[Effect]) -> None:
         """Run *effects* when *version* is durable; drop them if it never will be."""

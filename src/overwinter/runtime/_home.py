@@ -113,8 +113,10 @@ class Home(Generic[A]):
         """Start a task that nobody's cancellation touches, and keep it from the garbage collector."""
         return self.keep(asyncio.get_running_loop().create_task(coroutine, context=context))
 
-    async def see_through(self, coroutine: Any) -> None:
+    async def see_through(self, key: str, doing: str, coroutine: Any) -> None:
         """Await *coroutine* in a task of its own, which goes on if the caller is cancelled.
+
+        What it fails with then is reported.
 
         Raises:
             ClosedError: closing gave it up. The task is cancelled then, and its caller is not.
@@ -126,7 +128,18 @@ class Home(Generic[A]):
             here = asyncio.current_task()
             if self.closed and task.cancelled() and here is not None and not here.cancelling():
                 raise ClosedError(f"the manager of {self.kind.name} was closed before this was done") from None
+            self.answer_for(key, doing, task)
             raise
+
+    def answer_for(self, key: str, doing: str, task: asyncio.Task[Any]) -> None:
+        """Report what *task* fails with: nobody waits for it any more."""
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                self.report(key, error, f"{doing} failed, and its caller had been cancelled")
+
+        task.add_done_callback(ended)
 
     def keep(self, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
         self.tasks.add(task)

@@ -327,7 +327,12 @@ class Ledger(Gate):
         Raises:
             StoreError, SupersededError: it will never be, or nobody knows.
         """
-        await self.admission(tag, asyncio.get_running_loop())
+        admission = self.admission(tag, asyncio.get_running_loop())
+        try:
+            await admission
+        except asyncio.CancelledError:
+            self.withdraw(admission)
+            raise
 
     def admission(self, tag: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """What ``wait`` waits for."""
@@ -492,9 +497,14 @@ class Ledger(Gate):
     def _lost_at(self, tag: int) -> OverwinterError:
         return _unknown(self._who) if tag <= self._unknown_to else self.superseded()
 
-    def lost_to(self, since: int) -> OverwinterError:
-        """What a turn that began at version *since* is told: if it made one that may be stored, nobody knows."""
-        return _unknown(self._who) if self._unknown_to > since else self.superseded()
+    def lost_to(self, since: int, *, aborted: bool = False) -> OverwinterError:
+        """What a turn that began at version *since* is told: if it made one that may be stored, nobody knows.
+
+        If it made one that is stored, or was *aborted*, it must not be run again.
+        """
+        if self._unknown_to > since:
+            return _unknown(self._who)
+        return self.superseded(again=not aborted and self.dur <= since)
 
     def superseded(self, *, again: bool = True) -> SupersededError:
         """What a turn is told whose version was lost; *again*: it may be run once more on what is there now."""

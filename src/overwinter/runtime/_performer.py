@@ -88,7 +88,7 @@ class Performer(IdleMember, Generic[A]):
         """Its type: the exception itself would keep its frames, and their locals, in memory."""
         self._broken = WHOLE
         self._started_at = 0  # the version that on_start made
-        self._mending: asyncio.Future[None] | None = None
+        self._mending: asyncio.Task[None] | None = None
         self._refusal: MakeError | None = None
         self._emptied: asyncio.Future[None] | None = None
         self._settable: frozenset[str] = frozenset()
@@ -99,7 +99,7 @@ class Performer(IdleMember, Generic[A]):
 
     @abstractmethod
     async def _rebuild(self) -> None:
-        """Make the agent anew from its last version."""
+        """Make the agent anew from its last version. Of several callers one does; cancelled, it goes on."""
 
     @abstractmethod
     def lose(self, error: OverwinterError | None) -> None:
@@ -110,6 +110,11 @@ class Performer(IdleMember, Generic[A]):
         """The turns that run now."""
         writer = () if self._writer is None else (self._writer,)
         return (*writer, *self._beside) if self._beside else writer
+
+    @property
+    def busy(self) -> bool:
+        """Whether a turn runs, or one may begin that needs nobody's leave: what is made anew is started."""
+        return self._writer is not None or bool(self._beside) or self._mending is not None
 
     async def run(
         self,
@@ -191,7 +196,11 @@ class Performer(IdleMember, Generic[A]):
             try:
                 admission = ledger.admission(version, turn.task.get_loop())
                 turn = timer = None  # the fewer objects wait, the less the garbage collector has to look at
-                await admission
+                try:
+                    await admission
+                except asyncio.CancelledError:
+                    ledger.withdraw(admission)
+                    raise
             except OverwinterError as error:
                 raise self._final(error, since, aborted=aborted) from failure or error.__cause__
         if failure is not None:
@@ -333,10 +342,10 @@ class Performer(IdleMember, Generic[A]):
     async def _admit(self, readonly: bool) -> None:
         """See to it that a turn which is ours by now may really begin, where that takes more than a look."""
         ledger = self.ledger
-        if self._broken:
-            await self._mended()
         if ledger.down and ledger.putting and not readonly:
             raise StoreUnavailableError(f"{self._who}: the store is unavailable; not called. Try again later")
+        if self._broken:
+            await self._mended()
         while self.home.shared and self.home.keeper.store is not None:
             # The store must be asked, or a write of another process would go unseen until our next one.
             if not ledger.clean:
@@ -380,24 +389,12 @@ class Performer(IdleMember, Generic[A]):
         """
         while self._broken:
             try:
-                await self._mend()
+                await self._rebuild()
             except OverwinterError:
-                if self.state is LIVE:
+                if self.state is LIVE and not self.ledger.lost:
                     raise
-            if self.state is not LIVE:
+            if self.state is not LIVE or self.ledger.lost:
                 raise Retired
-
-    async def _mend(self) -> None:
-        """Make a new object in the place of a broken one; of several readers only one does."""
-        if self._mending is not None:
-            await asyncio.wait([self._mending])
-            return
-        mending = self._mending = asyncio.get_running_loop().create_future()
-        try:
-            await self._rebuild()
-        finally:
-            self._mending = None
-            mending.set_result(None)
 
     async def _head(self) -> Revision | None:
         store = self.home.keeper.store
@@ -514,13 +511,12 @@ class Performer(IdleMember, Generic[A]):
         return self._final(error, turn.since)
 
     def _final(self, error: BaseException, since: int, *, aborted: bool = False) -> BaseException:
-        """What a caller gets whose turn must not be run again on another life, if it is such a one.
+        """What a caller gets whose turn began at version *since*: what it committed or yielded counts as well.
 
-        It was *aborted*, or something that it committed, or yielded, is durable; it began at version *since*.
+        An error that another owner wrote may know of the last version alone.
         """
-        stays = aborted or self.ledger.dur > since
-        if stays and isinstance(error, SupersededError) and error.origin is self.ledger:
-            return self.ledger.superseded(again=False)
+        if isinstance(error, SupersededError) and error.origin is self.ledger:
+            return self.ledger.lost_to(since, aborted=aborted)
         return error
 
     def _undo(self, turn: Turn, error: BaseException) -> None:
@@ -556,7 +552,10 @@ class Performer(IdleMember, Generic[A]):
             self._writer = None
         elif self._beside is not None:
             self._beside.discard(turn)
-        if self._emptied is not None and not self._emptied.done() and not self.running:
+        self._note_emptied()
+
+    def _note_emptied(self) -> None:
+        if self._emptied is not None and not self._emptied.done() and not self.busy:
             self._emptied.set_result(None)
 
     async def as_turn(self, hook: Callable[[], Awaitable[object]], timed: str = "") -> list[Effect]:
@@ -595,7 +594,7 @@ class Performer(IdleMember, Generic[A]):
 
     def is_idle(self) -> bool:
         """Nobody runs, waits or holds."""
-        if self.state is not LIVE or self._writer is not None or self._beside:
+        if self.state is not LIVE or self.busy:
             return False
         return self.turns.free and self.key not in self.home.held
 
@@ -615,7 +614,7 @@ class Performer(IdleMember, Generic[A]):
 
     async def emptied(self) -> bool:
         """Wait until nothing runs; return whether that was so in time."""
-        if not self.running:
+        if not self.busy:
             return True
         if self._emptied is None or self._emptied.done():
             self._emptied = asyncio.get_running_loop().create_future()

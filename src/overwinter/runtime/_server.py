@@ -69,16 +69,13 @@ class AgentServer(Arriving[A]):
             await self.turns.enter(False)
         try:
             self._put_aside_strays()
-            tag = self.ledger.cur
-            if tag > self.ledger.dur:
-                self.ledger.flush()
-                await self.ledger.admission(tag, asyncio.get_running_loop())
+            await self.ledger.persist()
         except BaseException:
             self.turns.leave(False)
             self.watch()
             raise
         if not self._leave_now():
-            await self.home.see_through(self._leave())  # half a leave would be none
+            await self.home.see_through(self.key, "stop", self._leave())  # half a leave would be none
 
     @property
     def is_stuck(self) -> bool:
@@ -87,7 +84,7 @@ class AgentServer(Arriving[A]):
 
     def leave_if_clean(self) -> bool:
         """Leave here and now, in no task, if nothing has to be waited for, stored or called; return whether it did."""
-        if self.state is not LIVE or self.running or self.home.kind.stops or self.ledger.cur > self.ledger.dur:
+        if self.state is not LIVE or self.busy or self.home.kind.stops or self.ledger.cur > self.ledger.dur:
             return False
         if not self.turns.try_enter(False):
             return False
@@ -103,7 +100,7 @@ class AgentServer(Arriving[A]):
 
     def _leave_now(self) -> bool:
         """``_leave``, where that needs no waiting; return whether it did."""
-        if self.running or self.home.kind.stops:
+        if self.busy or self.home.kind.stops:
             return False
         self.state = after(self.state, LEAVING)
         self._left()
@@ -161,7 +158,8 @@ class AgentServer(Arriving[A]):
             await self._rebuild()
         except OverwinterError as error:
             self._broken = BROKEN
-            self.home.report(self.key, error, "it could not come back to life; the next call tries again")
+            if not self.ledger.lost:
+                self.home.report(self.key, error, "it could not come back to life; the next call tries again")
         if self.ledger.lost:  # somebody else wrote it meanwhile
             self._left()
             return
@@ -171,16 +169,32 @@ class AgentServer(Arriving[A]):
         self.watch()
 
     async def _rebuild(self) -> None:
+        if self._mending is None:
+            assert self.home.ground is not None
+            self._mending = self.home.spawn(self._make_anew(), context=self.home.ground.copy())
+            self._mending.add_done_callback(self._made_anew)
+        mending = self._mending
+        await asyncio.wait([mending])
+        error = asyncio.CancelledError() if mending.cancelled() else mending.exception()
+        if error is not None:
+            raise self._start_error(error).again() from error.__cause__
+
+    async def _make_anew(self) -> None:
         if self._broken is UNSTARTED:
             await self._on_stop()  # for what its on_start opened
+        if self.ledger.lost:
+            raise self.ledger.superseded()
         self.agent = self.home.kind.schema.copy(self.ledger.cur_body, self.ledger.extras)
         vars(self.agent)[KEY] = self.key
-        effects = await self._on_start()
+        await self._start_up()
         self._broken = WHOLE
-        self._seal()
-        if self.home.kind.starts:
-            self._started_at = self.ledger.cur
-        self.ledger.when_durable(self.ledger.cur, effects)
+
+    def _made_anew(self, task: asyncio.Task[None]) -> None:
+        self._mending = None
+        if not task.cancelled():
+            task.exception()  # it is for those who wait; if nobody does, the next call tries again
+        self._note_emptied()
+        self.watch()
 
     async def _on_stop(self) -> list[Effect] | None:
         """Run ``on_stop``, if the class has one, within its time; return what it told others if what it did counts."""

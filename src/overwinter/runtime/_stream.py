@@ -39,6 +39,11 @@ class _Channel:
         self.ended, self.failure = True, failure
         self._wake()
 
+    def stopped(self, _: asyncio.Task[Any]) -> None:
+        """The producer ended; if it was cancelled before its first step, it could not say so."""
+        if not self.ended:
+            self.end(_cut_off())
+
     async def take(self) -> Any:
         while not self.items:
             if self.ended:
@@ -81,6 +86,7 @@ class Stream(Generic[R_co]):
             raise StopAsyncIteration
         if self._task is None:
             self._task = self._spawn(_run(self._produce, self._channel))
+            self._task.add_done_callback(self._channel.stopped)
         caller = current_turn()
         if caller is not None:
             caller.wait_for(self._wait)
@@ -127,14 +133,17 @@ class Stream(Generic[R_co]):
                 loop.call_soon_threadsafe(self._task.cancel)
 
 
+def _cut_off() -> ClosedError:
+    return ClosedError("this stream had not ended: it was closed, or its manager was")
+
+
 async def _run(produce: Callable[[Any], Awaitable[None]], channel: _Channel) -> None:
     try:
         await produce(channel.send)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
-            # Either the consumer has left, or closing gave the call up: that is no cancellation of the consumer.
-            channel.end(ClosedError("the manager was closed before this stream had ended"))
+            channel.end(_cut_off())  # that is no cancellation of the consumer
         else:
             channel.end(error)  # the body's own, as from any call
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 __all__ = ["Turnstile"]
 
@@ -31,7 +32,7 @@ class Turnstile:
 
     @property
     def waiting(self) -> int:
-        """How many wait, or nearly: some may have left."""
+        """How many wait, or nearly: some may be leaving."""
         return len(self._queue)
 
     @property
@@ -60,6 +61,9 @@ class Turnstile:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.leave(shared)
             else:
+                if self._queue:
+                    with suppress(ValueError):  # sent away just now
+                        self._queue.remove((waiter, shared))  # or it would count for the mailbox
                 self._grant()  # this one may have been all that the others waited behind
             raise
 
