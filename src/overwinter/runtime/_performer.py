@@ -552,7 +552,8 @@ class Performer(IdleMember, Generic[A]):
             self._writer = None
         elif self._beside is not None:
             self._beside.discard(turn)
-        self._note_emptied()
+        if self._emptied is not None:
+            self._note_emptied()
 
     def _note_emptied(self) -> None:
         if self._emptied is not None and not self._emptied.done() and not self.busy:
@@ -594,8 +595,8 @@ class Performer(IdleMember, Generic[A]):
 
     def is_idle(self) -> bool:
         """Nobody runs, waits or holds."""
-        if self.state is not LIVE or self.busy:
-            return False
+        if self.state is not LIVE or self._writer is not None or self._beside or self._mending is not None:
+            return False  # as busy says: this is asked after each call
         return self.turns.free and self.key not in self.home.held
 
     def watch(self) -> None:
