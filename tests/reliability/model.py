@@ -581,6 +581,8 @@ class Process:
             agent._add(world.new_mark(None))
             life.cur = marks_of(agent)
             world.note_times(life.cur)
+        if comes:
+            world.times.update(dict.fromkeys(life.cur, world.now()))  # nobody has it before its on_start has ended
         self.running[key] += 1
 
     async def on_stop(self, agent: Plain) -> None:
