@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from overwinter.errors import StoreUnavailableError
+from overwinter.errors import OutcomeUnknownError, StoreUnavailableError
 from overwinter.stores._crew import Crew
-from overwinter.stores._jobs import MAX_ROWS, Job
+from overwinter.stores._jobs import MAX_ROWS, NOBODY, Job
 from overwinter.stores._lane import Lane
 
 
@@ -57,8 +57,8 @@ class Worker:
         self.ended += 1
 
 
-def crew(worker: Worker, threads: int = 4) -> Crew:
-    return Crew("test", worker, lambda key: key[0], threads=threads, patience=20)
+def crew(worker: Worker, threads: int = 4, patience: float = 20) -> Crew:
+    return Crew("test", worker, lambda key: key[0], threads=threads, patience=patience)
 
 
 def send(desk: Crew | Lane, *keys: str) -> list[asyncio.Future[str]]:
@@ -168,6 +168,48 @@ async def test_a_system_without_more_threads_makes_do_with_what_there_is(monkeyp
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     await asyncio.gather(*send(desk, *"abcdefgh"))
+    await end(desk)
+
+
+@pytest.mark.parametrize("kind", ["crew", "lane"])
+async def test_a_thread_that_hangs_keeps_nothing_of_what_was_given_up_and_never_does_it(kind):
+    worker, told = Worker(), []
+    worker.held["a"] = threading.Event()
+    desk = Lane("test", worker, patience=0.05) if kind == "lane" else crew(worker, threads=1, patience=0.05)
+    await desk.open()
+    (begun,) = send(desk, "a0")
+    while not worker.now:
+        await asyncio.sleep(0)
+    jobs = [Job("put", key, NOBODY, bytes(1_000_000), done=told.append) for key in ("a1", "b1", "b2", "b2")]
+    for job in jobs:
+        desk.send(job)
+    with pytest.raises(OutcomeUnknownError, match="did not answer"):
+        await begun
+    while len(told) < len(jobs):
+        await asyncio.sleep(0.01)
+    assert {type(error) for error in told} == {StoreUnavailableError}, "they were certainly not done"
+    assert not any(job.data or job.done or job.error for job in jobs)
+    worker.held["a"].set()
+    await asyncio.gather(*send(desk, "c1"))
+    assert worker.batches == [["a0"], ["c1"]]
+    await end(desk)
+
+
+async def test_what_was_left_and_then_given_up_is_not_kept():
+    worker, told = Worker(), []
+    worker.left["a"] = 1
+    worker.held["b"] = threading.Event()
+    desk = crew(worker, threads=1, patience=0.2)
+    await desk.open()
+    left = Job("put", "a1", NOBODY, b"x", done=told.append)
+    desk.send(left)
+    send(desk, "b1")  # takes the only thread, before that comes to `left` again
+    while not told:
+        await asyncio.sleep(0.01)
+    assert (type(told[0]), left.data) == (StoreUnavailableError, b"")
+    worker.held["b"].set()
+    await asyncio.gather(*send(desk, "a2"))
+    assert worker.batches == [["a1"], ["b1"], ["a2"]]
     await end(desk)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import itertools
 import os
 import threading
@@ -16,6 +17,7 @@ from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StoreU
 from overwinter.stores import Expect, FileStore, Stored
 from overwinter.stores._file_frame import name_of
 from overwinter.stores._file_layer import Files
+from overwinter.stores._jobs import Job
 
 
 @pytest.fixture
@@ -241,3 +243,33 @@ async def test_a_disk_that_hangs_is_unknown_to_a_put_and_unavailable_to_a_get(tm
         with pytest.raises(OutcomeUnknownError, match="did not answer"):
             await put
         stuck.set()
+
+
+async def test_a_delete_that_was_given_up_and_happened_is_flushed_before_it_is_told(tmp_path, disk):
+    stuck, flushed = threading.Event(), []
+    disk.unlink = lambda name, folder: (stuck.wait(20), Files.unlink(disk, name, folder))[1]
+    async with FileStore(tmp_path / "s", timeout=0.05) as store:
+        revision = await create(store, "key")
+        with pytest.raises(OutcomeUnknownError, match="did not answer"):
+            await store.delete("key", expected=revision)
+        disk.fsync = lambda descriptor: (Files.fsync(disk, descriptor), flushed.append(target(descriptor)))[0]
+        stuck.set()
+        await store.delete("key", expected=revision)
+        assert Path(store.path, name_of("key")[:2]) in flushed
+
+
+async def test_a_disk_that_hangs_holds_no_memory_and_writes_nothing_that_was_given_up(tmp_path, disk):
+    stuck, data = threading.Event(), bytes(1_000_000)
+    shard = name_of("key 0")[:2]
+    keys = list(itertools.islice((f"key {n}" for n in range(10**6) if name_of(f"key {n}")[:2] == shard), 30))
+    async with FileStore(tmp_path / "s", timeout=0.02) as store:
+        disk.fsync = lambda descriptor: (stuck.wait(20), Files.fsync(disk, descriptor))[0]
+        with pytest.raises(OutcomeUnknownError):
+            await create(store, "key 0", data)
+        outcomes = await asyncio.gather(*(create(store, key, data) for key in keys[1:]), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
+        assert sum(len(job.data) for job in gc.get_objects() if isinstance(job, Job)) <= len(data)
+        stuck.set()
+        for desk in store._desks:
+            desk._patience = 20
+        assert [key for key in keys[1:] if await store.get(key)] == []

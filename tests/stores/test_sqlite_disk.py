@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import errno
 import functools
+import gc
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import apsw
@@ -20,6 +22,7 @@ from overwinter.errors import (
     StoreUnavailableError,
 )
 from overwinter.stores import Expect, SQLiteStore, _sqlite_worker
+from overwinter.stores._jobs import Job
 
 # ---------------------------------------------------------------- a disk that fails
 
@@ -154,6 +157,23 @@ async def test_a_log_that_can_not_be_flushed_is_not_read_from(tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", flush)
     async with SQLiteStore(tmp_path / "b.db") as store:
         assert await store.head("key") == revision
+
+
+async def test_a_disk_that_hangs_holds_no_memory_and_writes_nothing_that_was_given_up(tmp_path, disk):
+    stuck, data = threading.Event(), bytes(1_000_000)
+    async with SQLiteStore(tmp_path / "a.db", timeout=0.02) as store:
+        disk.check = lambda operation, file: stuck.wait(20) if operation == "sync" else None
+        with pytest.raises(OutcomeUnknownError):
+            await create(store, "key 0", data)
+        keys = [f"key {number}" for number in range(1, 30)]
+        outcomes = await asyncio.gather(*(create(store, key, data) for key in keys), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
+        assert sum(len(job.data) for job in gc.get_objects() if isinstance(job, Job)) <= len(data)
+        stuck.set()
+        for desk in store._desks:
+            desk._patience = 20
+        await create(store, "last")  # after all that waited
+        assert [key for key in keys if await store.get(key)] == []
 
 
 async def test_the_log_is_copied_into_the_database_now_and_then(tmp_path):

@@ -108,11 +108,15 @@ class Crew(Desk):
         """Do a batch of the group; whether this thread has to go on with it."""
         with self._guard:
             batch = take(self._waiting[group])
-        self._work(batch)
+        if batch:
+            self._work(batch)
         with self._guard:
             left = self._waiting[group]
             place = 0 if self._order else len(left)
-            left[place:place] = [job for job in batch if not job.answered]
+            again = [job for job in batch if not job.answered]
+            for job in again:
+                job.begun = False
+            left[place:place] = again
             if not left:
                 del self._waiting[group]
                 return False

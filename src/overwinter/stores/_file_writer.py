@@ -129,17 +129,21 @@ class FileWriter:
         found = load(self._files, shard, name_of(job.key), job.key, whole=False)
         if found is None and job.verb == "delete":
             job.answer()
-        elif (None if found is None else found.revision) != (None if job.expected is Expect.ABSENT else job.expected):
+            return False
+        if (None if found is None else found.revision) != (None if job.expected is Expect.ABSENT else job.expected):
             job.refuse(conflict(job))
-        return not job.answered
+            return False
+        return True
 
     def _delete(self, shard: Shard, job: Job) -> bool:
+        """Whether there was something to unlink. What was must be sealed, also where the loop gave the job up."""
         try:
             with self._decisive(shard, job):
                 self._files.unlink(name_of(job.key), shard.descriptor)
         except FileNotFoundError:
             job.answer()
-        return not job.answered
+            return False
+        return True
 
     def _draft(self, shard: Shard, job: Job) -> Draft:
         if len(job.data) > MAX_DATA:

@@ -36,7 +36,8 @@ class Job:
     """One call and, later, its answer. Written by hand: there is one per put, and a dataclass takes twice as long."""
 
     __slots__ = (
-        "answered", "data", "done", "error", "expected", "future", "key", "revision", "scope", "sent", "value", "verb",
+        "answered", "begun", "data", "done", "error", "expected", "future", "key", "revision", "scope", "sent", "value",
+        "verb",
     )  # fmt: skip
 
     def __init__(
@@ -59,7 +60,7 @@ class Job:
         self.scope = scope
         """Of a listing: where it goes on. A worker's own business."""
         self.sent = monotonic()
-        self.answered = False
+        self.answered = self.begun = False
         self.value: Any = None
         self.error: Exception | None = None
 
@@ -80,6 +81,15 @@ class Job:
     def size(self) -> int:
         """Bytes of a record that came or went: a measure of what its caller does next."""
         return len(self.data) if self.value is None else len(getattr(self.value, "data", b""))
+
+    def begin(self) -> bool:
+        """Whether a thread may do it, since nobody gave it up.
+
+        A thread notes first that it begins, and looks then; the loop gives up first, and looks then whether it was
+        begun. So what the loop finds not begun is never done.
+        """
+        self.begun = True
+        return not self.answered
 
     def answer(self, value: Any = None) -> None:
         self.value, self.answered = value, True
@@ -238,8 +248,11 @@ class Desk(ABC):
     def _give_up(self, jobs: list[Job], what: str) -> None:
         for job in jobs:
             if not job.answered:
-                kind = StoreUnavailableError if job.reads else OutcomeUnknownError
-                job.refuse(kind(f"the disk under the store {what}; {job.subject}: see whether it hangs"))
+                why = f"the disk under the store {what}; {job.subject}: see whether it hangs"
+                job.refuse(StoreUnavailableError(why) if job.reads else OutcomeUnknownError(why))
+                if not job.begun:  # nor will it be, now that it has a verdict: see Job.begin
+                    job.refuse(StoreUnavailableError(why))
+                    job.data = b""  # a thread that hangs keeps the job
         self._tell_all(iter(jobs))
 
     def _tell_all(self, jobs: Iterator[Job]) -> None:
@@ -247,6 +260,7 @@ class Desk(ABC):
             for job in jobs:
                 if self._pending.pop(job, job) is None:
                     job.tell()
+                    job.future, job.done, job.error = NOBODY, None, None  # as its data: callers may hold as much
         finally:  # as in _tell_some
             rest = list(jobs)
             if rest:
@@ -304,10 +318,10 @@ class Desk(ABC):
 
 
 def take(waiting: list[Job]) -> list[Job]:
-    """Remove a batch from *waiting*: in order, each key once, not too much."""
+    """Remove a batch from *waiting*: in order, each key once, not too much. What was given up is left out."""
     count = len(waiting)
     if count <= MAX_ROWS and len({job.key for job in waiting}) == count and _bytes_of(waiting) <= MAX_BYTES:
-        everything = waiting.copy()  # nearly always
+        everything = [job for job in waiting if job.begin()]  # nearly always
         waiting.clear()
         return everything
     batch: list[Job] = []
@@ -320,10 +334,10 @@ def take(waiting: list[Job]) -> list[Job]:
         seen += 1
         if job.key in keys:
             later.append(job)
-            continue
-        keys.add(job.key)
-        batch.append(job)
-        size += len(job.data)
+        elif job.begin():
+            keys.add(job.key)
+            batch.append(job)
+            size += len(job.data)
     waiting[:seen] = later
     return batch
 

@@ -31,7 +31,8 @@ class FileStore(LocalStore):
     """Keep each record in a file of its own, in one of 256 folders in *folder*.
 
     *timeout* is how many seconds a call waits for other processes (then ``StoreUnavailableError``: not stored).
-    A disk that hasn't answered after three times as long is an ``OutcomeUnknownError`` to a write.
+    A disk that hasn't answered after three times as long is an ``OutcomeUnknownError`` to a write, or
+    ``StoreUnavailableError`` if that had not been begun.
 
     Promises:
 

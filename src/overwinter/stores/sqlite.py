@@ -24,7 +24,8 @@ class SQLiteStore(LocalStore):
     """Keep records in a SQLite database, in WAL mode with ``synchronous=FULL``.
 
     *timeout* is how many seconds a write waits for other processes (then ``StoreUnavailableError``: not stored).
-    A disk that hasn't answered after three times as long is an ``OutcomeUnknownError`` to a write.
+    A disk that hasn't answered after three times as long is an ``OutcomeUnknownError`` to a write, or
+    ``StoreUnavailableError`` if that had not been begun.
 
     Promises:
 
