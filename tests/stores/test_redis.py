@@ -20,6 +20,7 @@ from overwinter import Agent, InstanceManager
 from overwinter.errors import CorruptRecordError, RevisionConflictError
 from overwinter.stores import Expect, Store, Stored
 from overwinter.stores._redis_frame import PUT, head_of, is_tombstone
+from overwinter.stores._redis_line import Exchange
 from overwinter.stores.redis import RedisStore
 from overwinter.testing import StoreContract
 from overwinter.testing._factory import Factory
@@ -257,6 +258,18 @@ async def test_a_listing_that_a_restart_of_the_server_comes_across_leaves_nothin
                         await asyncio.sleep(0)  # the store learns that the connections ended
             assert len(found) == len(keys)
             assert set(found) == keys
+
+
+async def test_a_listing_goes_on_over_lines_that_saw_other_histories_of_one_server(server, raw, prefix, monkeypatch):
+    monkeypatch.setattr("overwinter.stores.redis._PAGE", b"10")
+    # As under load: each request goes to the line that has been idle for longest.
+    monkeypatch.setattr(Exchange, "_wake", lambda self: self._idle.pop(0).set_result(None))
+    async with RedisStore(server.url, prefix=prefix, connections=3) as store:
+        raw.execute_command("DEBUG", "CHANGE-REPL-ID")  # as when a first replica comes
+        keys = {f"key {number}" for number in range(300)}
+        await asyncio.gather(*(store.put(key, b"", revision=new(), expected=Expect.ABSENT) for key in keys))
+        async with asyncio.timeout(10):
+            assert {key async for key in store.keys("key")} == keys
 
 
 async def test_an_agent_may_be_called_as_the_store_s_own_key(server, prefix):

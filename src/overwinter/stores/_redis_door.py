@@ -79,7 +79,7 @@ class Door:
         return self._pool.connection_class(**kwargs)
 
     async def greet(self, connection: AbstractConnection) -> str:
-        """See whether the server is fit for use and holds our data, and say which it is, in which life of it.
+        """See whether the server is fit for use and holds our data, and say which process it is.
 
         Raises:
             UsageError: it never will be; only the first time.
@@ -119,7 +119,7 @@ class Door:
         self.identity = identity
         if self._found is None:
             self._found, self.why = durability, facts.why
-        return facts.life
+        return facts.process
 
     async def _recognise(self, connection: AbstractConnection, identity: bytes | None) -> bytes:
         if self.identity:

@@ -40,8 +40,10 @@ class Facts:
     """The settings, in words."""
     rewriting: bool
     """Whether its log is being written anew, or about to be."""
+    process: str
+    """Differs after a restart."""
     life: str
-    """Differs after a restart, and after each change of its role."""
+    """Differs after a restart, and after each change of its role; and when it gets or loses replicas."""
 
 
 def read_facts(info: bytes, config: Mapping[bytes, bytes] | None) -> Facts:
@@ -59,6 +61,7 @@ def read_facts(info: bytes, config: Mapping[bytes, bytes] | None) -> Facts:
         durability=durability,
         why=why,
         rewriting=said.get("aof_rewrite_in_progress", "0") != "0" or said.get("aof_rewrite_scheduled", "0") != "0",
+        process=said.get("run_id", ""),
         life=f"{said.get('run_id')} {said.get('master_replid')}",
     )
 

@@ -262,7 +262,7 @@ class RedisStore(Store):
                 page = self._begin("list", prefix, scan, partial(self._read, "list", prefix), guarded=True)
                 after, names = await page.future
                 if cursor != b"0" and page.server != server:
-                    cursor = b"0"  # it says nothing to another server, or after a restart: begin again
+                    cursor = b"0"  # it says nothing to another process: begin again
                     continue
                 cursor, server = after, page.server
                 fresh = {name for name in names if parts == 1 or crc32(name) % parts == part} - seen
