@@ -142,6 +142,33 @@ async def test_a_newer_format_is_left_alone(tmp_path, ask):
     assert path.read_bytes() == before
 
 
+_LEFT_BY_ANOTHER = """
+import apsw, os, sys
+connection = apsw.Connection(sys.argv[1])
+connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+for sql in ("PRAGMA journal_mode = wal", *sys.argv[2:]):
+    connection.execute(sql).fetchall()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind", "words"),
+    [
+        (["PRAGMA user_version = 7"], UsageError, "another program"),
+        (["PRAGMA application_id = 0x4F565754", "PRAGMA user_version = 2"], UsageError, "format 2 .* upgrade"),
+        (["PRAGMA application_id = 0x4F565754", "PRAGMA user_version = 1"], CorruptRecordError, "no table of agents"),
+    ],
+)
+async def test_what_is_refused_keeps_every_byte_of_itself_and_of_its_log(tmp_path, ask, sql, kind, words):
+    path, log = tmp_path / "a.db", tmp_path / "a.db-wal"
+    ask(_LEFT_BY_ANOTHER, path, *sql, prelude="")
+    before = path.read_bytes(), log.read_bytes()
+    assert before[1]
+    await refused(SQLiteStore(path), kind, words)
+    assert (path.read_bytes(), log.read_bytes()) == before
+
+
 async def test_what_is_no_database_is_corrupt(tmp_path):
     path = tmp_path / "a.db"
     path.write_bytes(b"not a database " * 1000)
@@ -153,8 +180,10 @@ async def test_our_database_without_its_table_is_corrupt(tmp_path, ask):
     path = tmp_path / "a.db"
     async with SQLiteStore(path):
         pass
-    sqlite(ask, path, "DROP TABLE agents")
+    sqlite(ask, path, "DROP TABLE agents;;PRAGMA journal_mode = delete")
+    before = path.read_bytes()
     await refused(SQLiteStore(path), CorruptRecordError, "no table of agents")
+    assert path.read_bytes() == before
 
 
 async def test_a_log_without_its_database_is_kept(tmp_path):

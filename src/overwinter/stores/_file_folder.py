@@ -53,6 +53,8 @@ class Folder:
     def open(self) -> None:
         try:
             self._enter()
+            if not self._is_made():  # looked at before anything of ours is there
+                self._refuse_other_files()
             lock = LockFile(f"{self.path}/lock")
             lock.open()
             try:
@@ -135,10 +137,12 @@ class Folder:
             )
         return True
 
-    def _make(self) -> None:
-        """Make what is missing. The marker comes last: where it stands, the names of all folders are durable."""
+    def _refuse_other_files(self) -> None:
         if not all(_OURS.fullmatch(name) for name in self._files.names(self._root)):
             raise UsageError(f"{self.path} holds other files: use an empty folder; it is left as it is")
+
+    def _make(self) -> None:
+        """Make what is missing. The marker comes last: where it stands, the names of all folders are durable."""
         for name in SHARDS:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self._root)

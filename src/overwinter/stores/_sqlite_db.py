@@ -204,15 +204,14 @@ def _initialise(connection: apsw.Connection, path: str) -> None:
         )
     if owner != APPLICATION_ID and (owner or version or tables):
         raise UsageError(f"{path} is a database of another program: use another path; the file is left as it is")
+    if owner and [row[1] for row in run(connection, "PRAGMA table_info(agents)")] != _COLUMNS:
+        raise CorruptRecordError(
+            f"{path} has no table of agents of format {FORMAT}: restore a backup; it is left as it is"
+        )
     if run(connection, "PRAGMA journal_mode = wal").get != "wal":
         raise StoreUnavailableError(f"{path} can't use a write-ahead log: put the store on a local file system")
     if not owner:
         run(connection, _SCHEMA)
-    columns = [row[1] for row in run(connection, "PRAGMA table_info(agents)")]
-    if columns != _COLUMNS:
-        raise CorruptRecordError(
-            f"{path} has no table of agents of format {FORMAT}: restore a backup; it is left as it is"
-        )
 
 
 # ---------------------------------------------------------------- what errors mean

@@ -65,9 +65,12 @@ class Writer:
             db.patiently(lambda: db.run(anchor, "SELECT count(*) FROM sqlite_schema"), deadline)
             self._watch_log(self._connection)
             self._file = db.certain_identity(self._path)
-        except apsw.Error as error:
-            self._drop()  # what is in the log may not be durable, and so must not be copied back by closing
-            raise db.refusal(error, self._path) from None
+        except Exception as error:
+            # What is in the log may not be durable, or not ours, and so must not be copied back by closing.
+            self._drop()
+            if isinstance(error, apsw.Error):
+                raise db.refusal(error, self._path) from None
+            raise
         finally:
             self._lock.release()
 
