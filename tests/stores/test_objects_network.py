@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -14,6 +16,8 @@ from proxy import Proxy
 from overwinter import Agent, InstanceManager, readonly
 from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StoreError, StoreUnavailableError
 from overwinter.stores import Expect, Stored
+from overwinter.stores._objects_bucket import Bucket
+from overwinter.stores._objects_frame import Tag
 from overwinter.stores.objects import ObjectStore
 from overwinter.testing import FaultyStore, until
 
@@ -117,6 +121,67 @@ async def test_a_store_is_not_opened_when_the_server_is_silent(s3: MotoServer) -
         proxy.hang()
         with pytest.raises(StoreUnavailableError, match=r"did not answer within 0.2 s"):
             await through(s3, proxy, timeout=0.2).open()
+
+
+async def test_an_open_ends_in_time_when_the_server_falls_silent_after_the_first_write(
+    s3: MotoServer, monkeypatch
+) -> None:
+    async with Proxy(("127.0.0.1", s3.port)) as proxy:
+        store, write = through(s3, proxy), Bucket.write
+        store.timeout = 0.5  # the client itself waits for longer
+
+        async def last(self: Bucket, name: str, content: bytes, over: Tag | None) -> Tag:
+            tag = await write(self, name, content, over)
+            proxy.hang()
+            return tag
+
+        monkeypatch.setattr(Bucket, "write", last)
+        begin = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match=r"did not answer within 0.5 s"):
+            await store.open()
+        assert time.monotonic() - begin < 3
+
+
+_FORKS = """
+import asyncio, json, os, sys
+from overwinter.errors import UsageError
+from overwinter.stores.objects import ObjectStore
+
+url, how, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+
+async def visit(store):
+    async with store:
+        await store.get("a:key")
+
+def in_child():
+    store = new if how == "made" else ObjectStore(url, timeout=5, **options)
+    try:
+        asyncio.run(visit(store))
+    except UsageError as error:
+        print("refused" if "spawn" in str(error) else error, flush=True)
+    else:
+        print("worked", flush=True)
+
+new = ObjectStore(url, timeout=5, **options)
+if how == "used":
+    asyncio.run(visit(new))
+for _ in range(2):
+    if not os.fork():
+        try:
+            in_child()
+        finally:
+            os._exit(0)
+    os.wait()
+asyncio.run(visit(ObjectStore(url, timeout=5, **options)))
+print("parent worked", flush=True)
+os._exit(0)  # obstore's threads may still be on their way out, and abort an interpreter that ends meanwhile
+"""
+
+
+@pytest.mark.parametrize(("how", "outcome"), [("used", "refused"), ("made", "worked"), ("nothing", "worked")])
+def test_a_child_forked_by_a_process_that_used_a_store_is_told_so(s3: MotoServer, ask, how: str, outcome: str) -> None:
+    url = f"s3://{s3.bucket}/{new().hex()}"
+    assert ask(_FORKS, url, how, json.dumps(s3.options), prelude="").splitlines() == [outcome] * 2 + ["parent worked"]
 
 
 async def test_random_cancels_harm_nobody_else(s3: MotoServer) -> None:

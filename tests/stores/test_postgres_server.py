@@ -11,9 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import psycopg
 import pytest
+from proxy import Proxy
 from servers import Postgres
 
 from overwinter.errors import (
@@ -663,3 +665,34 @@ def test_the_driver_loads_on_first_use_and_is_asked_for_by_its_extra(child, monk
     monkeypatch.setitem(sys.modules, "psycopg.conninfo", None)
     with pytest.raises(UsageError, match=r"pip install 'overwinter\[postgres\]'"):
         PostgresStore("")
+
+
+@pytest.mark.parametrize("timeout", [1, 20])
+async def test_an_open_ends_in_time_when_the_server_falls_silent_after_the_connection_stands(
+    postgres, table, monkeypatch, timeout
+):
+    connect, links = Link.connect, []
+    async with Proxy(str(postgres.socket / ".s.PGSQL.5432")) as proxy:
+
+        async def then_silence(self):
+            connection = await connect(self)
+            links.append(self)
+            proxy.hang()
+            return connection
+
+        monkeypatch.setattr(Link, "connect", then_silence)
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
+        opening = asyncio.ensure_future(PostgresStore(url, table=table, timeout=timeout).open())
+        begin = time.monotonic()
+        if timeout == 1:
+            with pytest.raises(StoreUnavailableError, match="did not answer within 1 s"):
+                await opening
+        else:  # the caller leaves before
+            await asyncio.wait([opening], timeout=1)
+            opening.cancel()
+            await asyncio.wait([opening])
+            assert opening.cancelled()
+        assert time.monotonic() - begin < 4
+        await asyncio.sleep(0)
+        assert [link.connected for link in links] == [False]
+        assert len(asyncio.all_tasks()) == 1 + proxy.links * 3  # the proxy's own

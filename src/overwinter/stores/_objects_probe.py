@@ -8,6 +8,7 @@ This file knows a bucket. It does not know keys. It can't find a server that com
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 
@@ -17,6 +18,8 @@ from ._objects_frame import Tag
 from ._objects_names import PROBES
 
 __all__ = ["probe"]
+
+_LAST_TRY = 1.0  # seconds beyond the deadline of who opens the store
 
 
 async def probe(bucket: Bucket) -> None:
@@ -34,8 +37,10 @@ async def probe(bucket: Bucket) -> None:
     except OutcomeUnknownError as error:
         raise StoreUnavailableError(f"not opened: {error}") from None
     finally:
-        with contextlib.suppress(StoreUnavailableError):  # it may be forbidden, and the probe harms nobody
-            await bucket.remove(name)
+        # It may be forbidden, or the server silent by now; and the probe harms nobody.
+        with contextlib.suppress(StoreUnavailableError, TimeoutError):
+            async with asyncio.timeout(_LAST_TRY):
+                await bucket.remove(name)
 
 
 async def _try(bucket: Bucket, name: str) -> None:

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from ..errors import OutcomeUnknownError, StoreUnavailableError
 from ._jobs import MAX_BYTES, MAX_ROWS, Job, blame
 
-__all__ = ["Carrier", "Lane"]
+__all__ = ["Carrier", "Lane", "end_all"]
 
 _LOOK_AHEAD = 4 * MAX_ROWS  # how many jobs of keys that are taken already are looked over for one that is not
 _END = 0.5
@@ -109,7 +109,7 @@ class Lane(Generic[C]):
                     await asyncio.sleep(0)  # what was sent in this pass of the loop departs in the next
         finally:
             self.abandon()
-        await self._end_all()
+        await end_all(self._leaving)
 
     def abandon(self) -> None:
         """Let go of everything at once. Harmless when that is done already."""
@@ -123,16 +123,6 @@ class Lane(Generic[C]):
         for berth in self._idle:
             berth.carrier.discard()
         self._idle = []
-
-    async def _end_all(self) -> None:
-        # A first cancellation asks the server to stop, which takes the driver some seconds if the server hangs; a
-        # second one makes it close the connection.
-        for _ in range(4):
-            if not self._leaving:
-                return
-            await asyncio.wait(self._leaving, timeout=_END)
-            for task in list(self._leaving):
-                task.cancel()
 
     # ------------------------------------------------------------ a batch
 
@@ -250,3 +240,18 @@ class Lane(Generic[C]):
                 text = f"{self._where} {what}; key {job.key!r}: only another conditional put can tell what is stored"
                 job.refuse(OutcomeUnknownError(text))
         self._settle(jobs)
+
+
+async def end_all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """See tasks to their end that were told to leave their connections.
+
+    A first cancellation asks the server to stop, which takes the driver some seconds if the server hangs; a second one
+    makes it close the connection.
+    """
+    for _ in range(4):
+        left = [task for task in tasks if not task.done()]
+        if not left:
+            return
+        await asyncio.wait(left, timeout=_END)
+        for task in left:
+            task.cancel()

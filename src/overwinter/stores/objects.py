@@ -53,6 +53,7 @@ T = TypeVar("T")
 
 _REMEMBERED = 10_000  # versions that were seen, some 200 bytes each
 _TOLD = 5  # damaged objects that an error names
+_threads_of = 0  # the process that sent a first request
 _ATTEMPTS = 4  # of a write that was refused though what is there is what it expected
 
 
@@ -81,7 +82,8 @@ class ObjectStore(Store):
     * A request takes tens of milliseconds and costs money. Each put is one; the first put of a record that this store
       hasn't read or written lately is two, and a re-creation three.
     * Tombstones stay. No rule may remove objects by age: it would remove agents that are merely idle.
-    * After a fork the child must make a store of its own.
+    * obstore works in threads of its own, which no fork takes along: where a process has opened an ObjectStore, its
+      forked children can't, and are told so. Start them by spawn, or open stores in the children only.
     """
 
     network = True
@@ -113,6 +115,7 @@ class ObjectStore(Store):
         return f"{type(self).__name__}({self._bucket.where!r})"
 
     async def open(self) -> None:
+        _refuse_forked()
         self._slots = asyncio.Semaphore(self._concurrency)  # of this event loop
         self._seen.clear()
         async with self._deadline(), self._slots:
@@ -359,6 +362,17 @@ class _Fate:
 
     def __init__(self) -> None:
         self.open = False
+
+
+def _refuse_forked() -> None:
+    """Note whose threads obstore has from now on; raise in a child of that process, where nothing would ever answer."""
+    global _threads_of
+    if _threads_of not in (0, os.getpid()):
+        raise UsageError(
+            "an ObjectStore was used before a fork, and obstore's threads stayed in the parent process: start this "
+            "process by spawn (multiprocessing.get_context('spawn')), or open the store in the children only"
+        )
+    _threads_of = os.getpid()
 
 
 def _conflict(key: str) -> RevisionConflictError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from ..errors import (
@@ -23,7 +23,7 @@ from ..errors import (
 )
 from ._jobs import Job
 from ._postgres_errors import definite, judge
-from ._postgres_lane import Lane
+from ._postgres_lane import Lane, end_all
 from ._postgres_link import CLOCK_SLACK, Link, Row, parse
 from ._postgres_rows import Rows
 from ._postgres_table import LONGEST_PREFIX, Table, key_of, recognised, set_up
@@ -141,18 +141,27 @@ class PostgresStore(Store):
         first, self._first = self._first, None
         return first or Link(self._terms)
 
-    async def _once(self, work: Callable[[Link], Awaitable[None]], *, keep: bool) -> Link:
+    async def _once(self, work: Callable[[Link], Coroutine[Any, Any, None]], *, keep: bool) -> Link:
         """Do something on a connection of its own, and return it."""
         link, done = Link(self._terms), False
+        task = asyncio.get_running_loop().create_task(work(link))
+
+        def gone(task: asyncio.Task[None]) -> None:
+            link.discard()  # not before: the driver waits for its socket
+            if not task.cancelled():
+                task.exception()  # seen
+
         try:
-            async with asyncio.timeout(self.timeout):
-                await work(link)
-                done = True
-        except TimeoutError:
-            raise StoreUnavailableError(f"{self!r} did not answer within {self.timeout:g} s") from None
+            await asyncio.wait([task], timeout=self.timeout)
+            if not task.done():
+                raise StoreUnavailableError(f"{self!r} did not answer within {self.timeout:g} s")
+            task.result()
+            done = True
         finally:
             if not (done and keep):
-                link.discard()
+                task.add_done_callback(gone)
+                task.cancel()
+                await end_all([task])
         return link
 
     async def _find_table(self, link: Link) -> None:
