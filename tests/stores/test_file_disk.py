@@ -268,7 +268,7 @@ async def test_a_disk_that_hangs_holds_no_memory_and_writes_nothing_that_was_giv
             await create(store, "key 0", data)
         outcomes = await asyncio.gather(*(create(store, key, data) for key in keys[1:]), return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
-        assert sum(len(job.data) for job in gc.get_objects() if isinstance(job, Job)) <= len(data)
+        assert sum(len(job.data) for job in gc.get_objects() if isinstance(job, Job)) < 2 * len(data)
         stuck.set()
         for desk in store._desks:
             desk._patience = 20

@@ -43,6 +43,9 @@ class Loop(Desk):
     def _hand_over(self, jobs: list[Job]) -> None:
         self.handed.append(jobs)
 
+    def _withdraw(self, jobs: set[Job]) -> set[Job]:
+        return set()  # what is handed over is begun
+
     def _dismiss(self) -> None:
         self._stop_worker()
 
@@ -167,8 +170,7 @@ async def test_one_that_raises_when_all_are_given_up_keeps_nobody_from_being_tol
     for done in (told.append, wrong, told.append):
         desk.send(job(done))
     desk.abandon()
-    for lost in desk.handed.pop():
-        assert lost.begin()
+    desk.handed.clear()
     with pytest.raises(ZeroDivisionError):
         await desk.join(20)
     await passes(2)

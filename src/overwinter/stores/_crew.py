@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from ._jobs import Desk, Job, Worker, take
+from ._jobs import Desk, Job, Worker, take, withdraw
 
 __all__ = ["Crew"]
 
@@ -41,7 +41,7 @@ class Crew(Desk):
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         # Guards what follows. A group is in `waiting` from its first job until nothing of it is left; meanwhile it is
         # either queued, once, or with one thread.
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # garbage may be collected inside, and a store with it: see abandon()
         self._waiting: dict[str, list[Job]] = {}
         self._idle = self._alive = 0
         self._stopping = False
@@ -61,6 +61,10 @@ class Crew(Desk):
                 self._queue.put(group)
                 if self._alive < self._most and self._queue.qsize() > self._idle:
                     self._enlist()
+
+    def _withdraw(self, jobs: set[Job]) -> set[Job]:
+        with self._guard:
+            return {job for waiting in list(self._waiting.values()) for job in withdraw(waiting, jobs)}
 
     def _dismiss(self) -> None:
         with self._guard:
@@ -108,15 +112,12 @@ class Crew(Desk):
         """Do a batch of the group; whether this thread has to go on with it."""
         with self._guard:
             batch = take(self._waiting[group])
-        if batch:
+        if batch:  # else all of it was withdrawn
             self._work(batch)
         with self._guard:
             left = self._waiting[group]
             place = 0 if self._order else len(left)
-            again = [job for job in batch if not job.answered]
-            for job in again:
-                job.begun = False
-            left[place:place] = again
+            left[place:place] = [job for job in batch if not job.answered]
             if not left:
                 del self._waiting[group]
                 return False

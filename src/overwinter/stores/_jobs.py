@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, cast
 from ..errors import OutcomeUnknownError, OverwinterError, RevisionConflictError, StoreUnavailableError
 from .base import Expect, Revision
 
-__all__ = ["MAX_BYTES", "MAX_ROWS", "NOBODY", "Desk", "Job", "Worker", "blame", "conflict", "take"]
+__all__ = ["MAX_BYTES", "MAX_ROWS", "NOBODY", "Desk", "Job", "Worker", "blame", "conflict", "take", "withdraw"]
 
 _log = logging.getLogger("overwinter")
 
@@ -36,8 +36,7 @@ class Job:
     """One call and, later, its answer. Written by hand: there is one per put, and a dataclass takes twice as long."""
 
     __slots__ = (
-        "answered", "begun", "data", "done", "error", "expected", "future", "key", "revision", "scope", "sent", "value",
-        "verb",
+        "answered", "data", "done", "error", "expected", "future", "key", "revision", "scope", "sent", "value", "verb",
     )  # fmt: skip
 
     def __init__(
@@ -60,7 +59,7 @@ class Job:
         self.scope = scope
         """Of a listing: where it goes on. A worker's own business."""
         self.sent = monotonic()
-        self.answered = self.begun = False
+        self.answered = False
         self.value: Any = None
         self.error: Exception | None = None
 
@@ -81,15 +80,6 @@ class Job:
     def size(self) -> int:
         """Bytes of a record that came or went: a measure of what its caller does next."""
         return len(self.data) if self.value is None else len(getattr(self.value, "data", b""))
-
-    def begin(self) -> bool:
-        """Whether a thread may do it, since nobody gave it up.
-
-        A thread notes first that it begins, and looks then; the loop gives up first, and looks then whether it was
-        begun. So what the loop finds not begun is never done.
-        """
-        self.begun = True
-        return not self.answered
 
     def answer(self, value: Any = None) -> None:
         self.value, self.answered = value, True
@@ -161,6 +151,10 @@ class Desk(ABC):
         """Give the threads what was gathered in one pass of the loop."""
 
     @abstractmethod
+    def _withdraw(self, jobs: set[Job]) -> set[Job]:
+        """Take back those of *jobs* that no thread has begun, and return them: a thread that hangs would keep them."""
+
+    @abstractmethod
     def _dismiss(self) -> None:
         """Tell the threads to do what they have and end; the last one calls ``_stop_worker``. Idempotent."""
 
@@ -185,7 +179,10 @@ class Desk(ABC):
             self._watch = self._loop.call_later(self._patience, self._look_at_the_clock)
 
     def abandon(self) -> None:
-        """Have what is queued done, and the threads end. Needs no loop and doesn't wait; idempotent."""
+        """Have what is queued done, and the threads end. Needs no loop and doesn't wait; idempotent.
+
+        A store that nobody closed does so as it is collected, in whatever thread.
+        """
         self._flush(at_once=True)
         self._dismiss()
 
@@ -246,13 +243,12 @@ class Desk(ABC):
         self._give_up(late, f"did not answer within {self._patience:g} s")
 
     def _give_up(self, jobs: list[Job], what: str) -> None:
+        late = set(jobs)
+        never_begun = {*withdraw(self._gathered, late), *self._withdraw(late)}
         for job in jobs:
             if not job.answered:
-                why = f"the disk under the store {what}; {job.subject}: see whether it hangs"
-                job.refuse(StoreUnavailableError(why) if job.reads else OutcomeUnknownError(why))
-                if not job.begun:  # nor will it be, now that it has a verdict: see Job.begin
-                    job.refuse(StoreUnavailableError(why))
-                    job.data = b""  # a thread that hangs keeps the job
+                kind = StoreUnavailableError if job.reads or job in never_begun else OutcomeUnknownError
+                job.refuse(kind(f"the disk under the store {what}; {job.subject}: see whether it hangs"))
         self._tell_all(iter(jobs))
 
     def _tell_all(self, jobs: Iterator[Job]) -> None:
@@ -260,7 +256,6 @@ class Desk(ABC):
             for job in jobs:
                 if self._pending.pop(job, job) is None:
                     job.tell()
-                    job.future, job.done, job.error = NOBODY, None, None  # as its data: callers may hold as much
         finally:  # as in _tell_some
             rest = list(jobs)
             if rest:
@@ -318,10 +313,10 @@ class Desk(ABC):
 
 
 def take(waiting: list[Job]) -> list[Job]:
-    """Remove a batch from *waiting*: in order, each key once, not too much. What was given up is left out."""
+    """Remove a batch from *waiting*: in order, each key once, not too much."""
     count = len(waiting)
     if count <= MAX_ROWS and len({job.key for job in waiting}) == count and _bytes_of(waiting) <= MAX_BYTES:
-        everything = [job for job in waiting if job.begin()]  # nearly always
+        everything = waiting.copy()  # nearly always
         waiting.clear()
         return everything
     batch: list[Job] = []
@@ -334,12 +329,20 @@ def take(waiting: list[Job]) -> list[Job]:
         seen += 1
         if job.key in keys:
             later.append(job)
-        elif job.begin():
-            keys.add(job.key)
-            batch.append(job)
-            size += len(job.data)
+            continue
+        keys.add(job.key)
+        batch.append(job)
+        size += len(job.data)
     waiting[:seen] = later
     return batch
+
+
+def withdraw(waiting: list[Job], jobs: set[Job]) -> list[Job]:
+    """Remove from *waiting* those of *jobs* that are there, and return them."""
+    found = [job for job in waiting if job in jobs]
+    if found:
+        waiting[:] = [job for job in waiting if job not in jobs]
+    return found
 
 
 def _bytes_of(jobs: list[Job]) -> int:

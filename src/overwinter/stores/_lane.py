@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 
-from ._jobs import Desk, Job, Worker, take
+from ._jobs import Desk, Job, Worker, take, withdraw
 
 __all__ = ["Lane"]
 
@@ -19,46 +19,47 @@ class Lane(Desk):
 
     def __init__(self, name: str, worker: Worker, *, patience: float) -> None:
         super().__init__(worker, patience=patience)
-        self._queue: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._guard = threading.RLock()  # garbage may be collected inside, and a store with it: see abandon()
+        self._waiting: list[Job] = []
+        self._idle = True
+        self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """Rung to wake the thread if it is idle, and to end it."""
         self._threads.append(threading.Thread(target=self._run, name=name, daemon=True))
 
     def _begin(self) -> None:
         self._threads[0].start()
 
     def _hand_over(self, jobs: list[Job]) -> None:
-        self._queue.put(jobs)
+        with self._guard:
+            self._waiting.extend(jobs)
+            if self._idle:
+                self._idle = False
+                self._bell.put(True)
+
+    def _withdraw(self, jobs: set[Job]) -> set[Job]:
+        with self._guard:
+            return set(withdraw(self._waiting, jobs))
 
     def _dismiss(self) -> None:
-        self._queue.put(None)
+        self._bell.put(False)
 
     # ------------------------------------------------------------ in the thread
 
     def _run(self) -> None:
         if self._start_worker():
-            self._serve()
+            while self._bell.get():
+                self._serve()
+            self._serve()  # what came since the bell was rung last
             self._stop_worker()
 
     def _serve(self) -> None:
-        waiting: list[Job] = []
-        stopping = False
-        while waiting or not stopping:
-            stopping = self._gather(waiting) or stopping
-            batch = take(waiting)
+        """Do all that waits, and what comes meanwhile."""
+        while True:
+            with self._guard:
+                batch = take(self._waiting)
+                self._idle = not batch
             if not batch:
-                continue
+                return
             self._work(batch)
             del batch  # or the idle thread would keep the last records in memory
             self._rest()
-
-    def _gather(self, waiting: list[Job]) -> bool:
-        """Add what is queued to *waiting*, wait only if that is empty; whether the lane is to end."""
-        ending = False
-        try:
-            while True:
-                jobs = self._queue.get(block=not waiting and not ending)
-                if jobs is None:
-                    ending = True
-                else:
-                    waiting.extend(jobs)
-        except queue.Empty:
-            return ending
