@@ -592,10 +592,10 @@ async def test_two_thousand_cancelled_callers(url, table):
 
 
 async def test_who_stands_behind_many_whose_callers_left_is_served(url, table, monkeypatch):
-    monkeypatch.setattr("overwinter.stores._postgres_lane._LOOK_AHEAD", 16)
+    monkeypatch.setattr("overwinter.stores._jobs._LOOK_AHEAD", 16)
     async with PostgresStore(url, table=table, timeout=5) as store:
         await store.put("a", b"x", revision=b"r", expected=Expect.ABSENT)
-        calls = [asyncio.create_task(store.get(key)) for key in ("first", *(f"k{n}" for n in range(40)), "a")]
+        calls = [asyncio.create_task(store.get(key)) for key in ("first", "first", *(f"k{n}" for n in range(40)), "a")]
         await asyncio.sleep(0)  # now they stand in line
         for call in calls[:-1]:
             call.cancel()

@@ -312,11 +312,11 @@ class Desk(ABC):
             return  # the loop is closed: nobody is left who could wait for an answer
 
 
-def take(waiting: list[Job]) -> list[Job]:
-    """Remove a batch from *waiting*: in order, each key once, not too much."""
+def take(waiting: list[Job], most: int = MAX_ROWS, wanted: Callable[[Job], bool] | None = None) -> list[Job]:
+    """Remove a batch from *waiting*: in order, each key once, not too much. Those that aren't *wanted* are dropped."""
     count = len(waiting)
-    if count <= MAX_ROWS and len({job.key for job in waiting}) == count and _bytes_of(waiting) <= MAX_BYTES:
-        everything = waiting.copy()  # nearly always
+    if count <= most and len({job.key for job in waiting}) == count and _bytes_of(waiting) <= MAX_BYTES:
+        everything = list(filter(wanted, waiting))  # nearly always
         waiting.clear()
         return everything
     batch: list[Job] = []
@@ -324,15 +324,15 @@ def take(waiting: list[Job]) -> list[Job]:
     keys: set[str] = set()
     size = seen = 0
     for job in waiting:
-        if len(batch) == MAX_ROWS or seen == _LOOK_AHEAD or (batch and size + len(job.data) > MAX_BYTES):
+        if len(batch) >= most or seen == _LOOK_AHEAD or (batch and size + len(job.data) > MAX_BYTES):
             break
         seen += 1
         if job.key in keys:
             later.append(job)
-            continue
-        keys.add(job.key)
-        batch.append(job)
-        size += len(job.data)
+        elif wanted is None or wanted(job):
+            keys.add(job.key)
+            batch.append(job)
+            size += len(job.data)
     waiting[:seen] = later
     return batch
 

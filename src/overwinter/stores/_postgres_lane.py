@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import OutcomeUnknownError, StoreUnavailableError
-from ._jobs import MAX_BYTES, MAX_ROWS, Job, blame
+from ._jobs import MAX_ROWS, Job, blame, take
 
 __all__ = ["Carrier", "Lane", "end_all"]
 
-_LOOK_AHEAD = 4 * MAX_ROWS  # how many jobs of keys that are taken already are looked over for one that is not
 _END = 0.5
 
 
@@ -129,7 +128,7 @@ class Lane(Generic[C]):
     def _depart(self) -> None:
         self._called = False
         while self._waiting and self._idle:
-            batch = self._take()
+            batch = take(self._waiting, self._rows(), self._is_wanted)
             if not batch:
                 continue  # the callers of all that were looked at had gone; there may be more behind them
             berth = self._idle.pop()  # the one used last: the others may grow old and be closed by somebody
@@ -137,27 +136,12 @@ class Lane(Generic[C]):
             berth.task = self._loop.create_task(self._travel(berth))
             self._busy.add(berth)
 
-    def _take(self) -> list[Job]:
-        """Remove a batch from what waits: in order, each key once, not too much."""
-        batch: list[Job] = []
-        later: list[Job] = []
-        keys: set[str] = set()
-        size = seen = 0
-        most = self._rows()
-        for job in self._waiting:
-            if len(batch) >= most or seen == _LOOK_AHEAD or (batch and size + len(job.data) > MAX_BYTES):
-                break
-            seen += 1
-            if job.answered or (job.reads and job.future.done()):
-                self._pending.pop(job, None)  # its caller has gone; a write happens all the same
-            elif job.key in keys:
-                later.append(job)
-            else:
-                keys.add(job.key)
-                batch.append(job)
-                size += len(job.data)
-        self._waiting[:seen] = later
-        return batch
+    def _is_wanted(self, job: Job) -> bool:
+        """Whether it is to be done; a write is, also if its caller has gone."""
+        wanted = not (job.answered or (job.reads and job.future.done()))
+        if not wanted:
+            self._pending.pop(job, None)
+        return wanted
 
     async def _travel(self, berth: _Berth[C]) -> None:
         carrier, batch = berth.carrier, berth.batch
