@@ -174,7 +174,6 @@ for _ in range(2):
     os.wait()
 asyncio.run(visit(ObjectStore(url, timeout=5, **options)))
 print("parent worked", flush=True)
-os._exit(0)  # obstore's threads may still be on their way out, and abort an interpreter that ends meanwhile
 """
 
 
@@ -182,6 +181,29 @@ os._exit(0)  # obstore's threads may still be on their way out, and abort an int
 def test_a_child_forked_by_a_process_that_used_a_store_is_told_so(s3: MotoServer, ask, how: str, outcome: str) -> None:
     url = f"s3://{s3.bucket}/{new().hex()}"
     assert ask(_FORKS, url, how, json.dumps(s3.options), prelude="").splitlines() == [outcome] * 2 + ["parent worked"]
+
+
+_ENDS_AT_ONCE = """
+import asyncio, json, sys, threading, time
+from overwinter.stores.objects import ObjectStore
+
+class Slow(asyncio.SelectorEventLoop):
+    def _write_to_self(self):
+        super()._write_to_self()
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)  # the loop is awake by now, and goes on
+
+async def visit():
+    async with ObjectStore(sys.argv[1], **json.loads(sys.argv[2])) as store:
+        await store.get("a:key")
+
+asyncio.Runner(loop_factory=Slow).run(visit())
+print("done", flush=True)
+"""
+
+
+def test_a_program_may_end_as_soon_as_it_has_its_answer(s3: MotoServer, ask) -> None:
+    assert ask(_ENDS_AT_ONCE, f"s3://{s3.bucket}/{new().hex()}", json.dumps(s3.options), prelude="") == "done"
 
 
 async def test_random_cancels_harm_nobody_else(s3: MotoServer) -> None:

@@ -42,6 +42,7 @@ from ._objects_frame import (
 )
 from ._objects_names import folder_of, is_hashed, is_name, is_whole_folder, key_of, name_of
 from ._objects_probe import probe
+from ._objects_threads import about_to_use
 from .base import Durability, Expect, Revision, Store, Stored
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ T = TypeVar("T")
 
 _REMEMBERED = 10_000  # versions that were seen, some 200 bytes each
 _TOLD = 5  # damaged objects that an error names
-_threads_of = 0  # the process that sent a first request
 _ATTEMPTS = 4  # of a write that was refused though what is there is what it expected
 
 
@@ -115,7 +115,7 @@ class ObjectStore(Store):
         return f"{type(self).__name__}({self._bucket.where!r})"
 
     async def open(self) -> None:
-        _refuse_forked()
+        about_to_use()
         self._slots = asyncio.Semaphore(self._concurrency)  # of this event loop
         self._seen.clear()
         async with self._deadline(), self._slots:
@@ -362,17 +362,6 @@ class _Fate:
 
     def __init__(self) -> None:
         self.open = False
-
-
-def _refuse_forked() -> None:
-    """Note whose threads obstore has from now on; raise in a child of that process, where nothing would ever answer."""
-    global _threads_of
-    if _threads_of not in (0, os.getpid()):
-        raise UsageError(
-            "an ObjectStore was used before a fork, and obstore's threads stayed in the parent process: start this "
-            "process by spawn (multiprocessing.get_context('spawn')), or open the store in the children only"
-        )
-    _threads_of = os.getpid()
 
 
 def _conflict(key: str) -> RevisionConflictError:
