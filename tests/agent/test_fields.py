@@ -6,6 +6,7 @@ import collections
 import enum
 import math
 import sys
+import typing
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import (
     Annotated,
     Any,
+    ClassVar,
     Generic,
     Literal,
     NamedTuple,
@@ -36,7 +38,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overwinter.agent._codec import encode_plain
-from overwinter.agent._fields import codec
+from overwinter.agent._fields import _ABSTRACT, codec
 from overwinter.errors import AgentStateError
 
 T = TypeVar("T")
@@ -552,6 +554,74 @@ def test_what_is_derived_may_be_cached() -> None:
     assert round_trip(Message, message) == message
 
 
+@attrs.frozen
+class Caching:
+    """Has a slot for what it caches."""
+
+    name: str
+
+    @cached_property
+    def upper(self) -> str:
+        return self.name.upper()
+
+    @cached_property
+    def unwritable(self) -> object:
+        return object()
+
+
+@attrs.frozen(slots=False)
+class CachingInDict:
+    name: str
+
+    @cached_property
+    def upper(self) -> str:
+        return self.name.upper()
+
+    @cached_property
+    def unwritable(self) -> object:
+        return object()
+
+
+class Undecorated(Caching):
+    pass
+
+
+@dataclass(frozen=True)
+class Watched:
+    name: str
+    shared: ClassVar[int] = 5
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("upper", "unwritable"):
+            return self.name.upper()
+        raise AttributeError(name)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedAll:
+    name: str
+    shared: ClassVar[list[object]] = [object()]
+
+    def __getattribute__(self, name: str) -> Any:
+        return "A" if name in ("upper", "unwritable") else object.__getattribute__(self, name)
+
+
+@pytest.mark.parametrize("kind", [Caching, CachingInDict, Undecorated, Watched, WatchedAll])
+def test_only_fields_are_written(kind: Any) -> None:
+    value = kind("a")
+    fresh = wire(kind, value)
+    assert value.upper == "A"
+    assert value.unwritable is not None
+    assert wire(kind, value) == fresh == {"name": "a"}
+    assert round_trip(set[kind], {value}) == {value}
+    assert wire(list[kind | Leaf], [value]) == [[kind.__name__, {"name": "a"}]]
+
+
+def test_what_has_nothing_but_fields_is_written_by_msgspec() -> None:
+    for kind in (Slotted, Message, Late, Tree, Leaf, attrs.make_class("Made", {"n": attrs.field(type=int)})):
+        assert codec(kind).plain_dump
+
+
 def test_an_int_where_a_float_is_declared_comes_back_as_the_float() -> None:
     for annotation in (
         dict[str, float],
@@ -565,6 +635,41 @@ def test_an_int_where_a_float_is_declared_comes_back_as_the_float() -> None:
 
 def test_utc_by_another_name_is_utc() -> None:
     assert round_trip(datetime, datetime(2020, 1, 1, tzinfo=ZoneInfo("UTC"))) == datetime(2020, 1, 1, tzinfo=UTC)
+
+
+class Anything(msgspec.Struct, frozen=True):
+    """May be in a set with a list in it, for its hash is that of its name."""
+
+    name: str
+    data: Any = None
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class Around(msgspec.Struct, frozen=True):
+    inside: Anything
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (set[Anything], {Anything("a", [1, [2]])}),
+        (frozenset[tuple[Anything, ...]], frozenset({(Anything("a", [1]), Anything("b", {"c": [1]}))})),
+        (set[Around], {Around(Anything("a", [1]))}),
+        (list[set[Anything] | None], [None, {Anything("a", [1])}]),
+    ],
+    ids=str,
+)
+def test_a_list_under_any_comes_back_as_one_from_a_set_too(annotation: Any, value: Any) -> None:
+    back = round_trip(annotation, value)
+    assert same(back, value)
+    assert repr(back) == repr(value)
+
+
+def test_any_may_be_the_item_or_the_key_itself() -> None:
+    assert codec(set[Any]).plain_load
+    assert codec(dict[tuple[Any, ...], Any]).plain_load
 
 
 # ---------------------------------------------------------------- depth
@@ -623,6 +728,43 @@ def test_what_passes_is_at_most_a_hundred_levels_deep_on_the_wire(annotation: An
             passed += 1
         value = wrap(value)
     assert 20 < passed < 60, "both sides of the limit were met"
+
+
+# ---------------------------------------------------------------- what stands for a builtin container
+
+
+@pytest.mark.parametrize("kind", _ABSTRACT, ids=lambda kind: kind.__name__)
+def test_an_abstract_container_comes_back_as_the_builtin_it_stands_for(kind: Any) -> None:
+    made = _ABSTRACT[kind]
+    value: Any = {"a": 1} if made is dict else made([1])
+    for annotation in (kind, kind[str, int] if made is dict else kind[int]):
+        assert same(round_trip(annotation, value), value)
+        assert same(round_trip(dict[str, annotation | None], {"a": value}), {"a": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("List", [1]),
+        ("Dict", {"a": 1}),
+        ("Set", {1}),
+        ("FrozenSet", frozenset({1})),
+        ("Tuple", (1, "a")),
+        ("Sequence", [1]),
+        ("MutableSequence", [1]),
+        ("Collection", [1]),
+        ("Mapping", {"a": 1}),
+        ("MutableMapping", {"a": 1}),
+        ("AbstractSet", {1}),
+        ("MutableSet", {1}),
+    ],
+)
+def test_a_bare_container_of_typings_is_the_builtin(name: str, value: Any) -> None:
+    annotation = getattr(typing, name)
+    assert codec(annotation).shape(set()) == codec(type(value)).shape(set())
+    for each in (annotation, list[annotation]):
+        held = value if each is annotation else [value]
+        assert same(round_trip(each, held), held)
 
 
 # ---------------------------------------------------------------- the wire
@@ -1021,6 +1163,44 @@ class Initialised:
     m: int | str = 0
 
 
+@dataclass
+class Gauge:
+    value: int
+    limit: int = 100
+
+
+def capped() -> Any:
+    """A property that keeps its value elsewhere, and not all of it."""
+    return property(lambda self: self._value, lambda self, value: setattr(self, "_value", min(value, 100)))
+
+
+Gauge.value = capped()
+
+
+@attrs.define(slots=False)
+class AttrsGauge:
+    value: int
+
+
+AttrsGauge.value = capped()
+
+
+@dataclass(slots=True)
+class SlotGauge:
+    value: int
+    _value: int = 0
+
+
+SlotGauge.value = capped()
+
+
+class StructGauge(Point):
+    value: int = 0
+
+
+StructGauge.value = property(lambda self: self.x)
+
+
 class Hidden(pydantic.BaseModel):
     password: str = pydantic.Field(default="", exclude=True)
 
@@ -1042,6 +1222,8 @@ class Arrayed(msgspec.Struct, array_like=True):
     [
         (collections.deque[int], "use list"),
         (collections.OrderedDict[str, int], "use dict"),
+        (collections.abc.Iterable, "use list"),
+        (list[collections.abc.Iterable[int]], "use list"),
         (collections.defaultdict[str, int], "use dict and setdefault"),
         (Path, "use str"),
         (complex, r"use tuple\[float, float\]"),
@@ -1057,6 +1239,12 @@ class Arrayed(msgspec.Struct, array_like=True):
         (Message | twin(), "two members called Message"),
         (dict[Mixed, int], "can't be the key"),
         (dict[frozenset[str], int], "can't be the key"),
+        (dict[tuple[int, Anything], int], "can't be the key .* Any, .*: give the field its real type"),
+        (Gauge, "dataclass Gauge has a field value that .* hides, such as a property, .*: call one"),
+        (AttrsGauge, "attrs AttrsGauge has a field value that"),
+        (SlotGauge, "dataclass SlotGauge has a field value that"),
+        (StructGauge, "struct StructGauge has a field value that"),
+        (list[Gauge | Message], "has a field value that"),
         (Any | Message, "Any beside other types"),
         (Hidden, "password is declared exclude=True"),
         (Arrayed, "array_like"),

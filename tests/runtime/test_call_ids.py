@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import traceback
+import typing
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import date
@@ -572,6 +573,21 @@ async def test_a_decorator_may_take_other_arguments_than_it_shows():
     async with InstanceManager(Wrapped, store=MemoryStore()) as agents:
         agent = await agents.options(call_id="1").get("a")
         assert [await agent.up(), await agent.up()] == [5, 5]
+
+
+@pytest.mark.parametrize("annotation", [typing.List, "typing.Nothing", "list[", "1 / 0"])  # noqa: UP006  # people write it
+async def test_a_return_annotation_that_says_nothing_fails_no_call(annotation):
+    class Lists(Agent):
+        n: int = 0
+
+        async def more(self):
+            self.n += 1
+            return [self.n]
+
+    Lists.more.__annotations__["return"] = annotation
+    async with InstanceManager(Lists, store=MemoryStore()) as lists:
+        agent = await lists.options(call_id="1").get("a")
+        assert [await agent.more(), await agent.more()] == [[1], [1]]
 
 
 class Private(pydantic.BaseModel):

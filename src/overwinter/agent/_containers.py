@@ -12,7 +12,7 @@ import msgspec
 
 from ..errors import AgentStateError
 from ._bulk import WORTH, all_plain
-from ._codec import UNMADE, Codec, Source, Step, encode_plain, misfit, too_deep
+from ._codec import UNMADE, Codec, Source, Step, encode_plain, misfit, reach, too_deep
 from ._leaves import AnyCodec, LiteralCodec, Scalar
 from ._models import thaw_hook
 
@@ -37,6 +37,10 @@ class ItemsCodec(Codec):
         self.gates, self._cls, self._item = (cls,), cls, item
         self._is_set = cls in (set, frozenset)
         self.own_dump = not self._is_set  # the order of a set's items is an accident: equal sets would differ in bytes
+
+    @property
+    def own_load(self) -> bool:  # type: ignore[override]  # asked for only once all parts are known
+        return not (self._is_set and _has_any(self._item))
 
     def emit(self, source: Source, var: str, pad: int, depth: int) -> None:
         source.level(depth)
@@ -122,6 +126,11 @@ class FixedTupleCodec(Codec):
         return f"tuple[{','.join(part.shape(seen) for part in self.parts)}]"
 
 
+def _has_any(item: Codec) -> bool:
+    """Whether an object in it has a field of ``Any``: msgspec makes a tuple of a list there, where it reads a key."""
+    return any(isinstance(each, AnyCodec) for part in reach(item) if part.own_fields for each in reach(part))
+
+
 class DictCodec(Codec):
     """A dict whose keys are plain values."""
 
@@ -140,6 +149,11 @@ class DictCodec(Codec):
         if not self._key.plain_dump:
             raise TypeError(
                 f"{where}: {self._key.label} can't be the key of a dict that is kept: use str, int or a tuple of such"
+            )
+        if _has_any(self._key):
+            raise TypeError(
+                f"{where}: {self._key.label} can't be the key of a dict that is kept, for an object in it has a field "
+                "of Any, where a list would come back as a tuple: give the field its real type"
             )
 
     def emit(self, source: Source, var: str, pad: int, depth: int) -> None:

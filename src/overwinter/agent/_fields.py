@@ -31,7 +31,6 @@ class UnresolvedAnnotation(TypeError):  # noqa: N818  # a TypeError that may go 
 
 _ABSTRACT: dict[Any, type] = {
     collections.abc.Collection: list,
-    collections.abc.Iterable: list,
     collections.abc.Sequence: list,
     collections.abc.MutableSequence: list,
     collections.abc.Set: set,
@@ -43,6 +42,7 @@ _ITEMS = (list, set, frozenset)
 _WAY_OUT = "mark the field transient(), or override dump and load"
 _INSTEAD = {
     "deque": "use list",
+    "Iterable": "use list",
     "OrderedDict": "use dict, which keeps its order",
     "defaultdict": "use dict and setdefault",
     "Counter": "use dict[str, int]",
@@ -146,6 +146,8 @@ class _Walk:
             return self._alias(annotation, origin)
         if origin is None:
             return self._class(annotation)
+        if origin is not annotation and not hasattr(annotation, "__args__"):  # a bare List of typing's
+            return self.walk(origin)
         return self._generic(annotation, origin, get_args(annotation))
 
     def _variable(self, variable: TypeVar) -> Codec:

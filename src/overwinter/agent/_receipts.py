@@ -215,7 +215,7 @@ def _dumped(model: Any) -> Any:
 def _codec(function: Callable[..., Any]) -> Codec:
     try:
         return codec(get_type_hints(function, include_extras=True)["return"], function.__name__)
-    except (KeyError, TypeError, NameError):
+    except Exception:  # noqa: BLE001  # reading an annotation runs code of the user's, and the call is made already
         return AnyCodec()  # without a type to go by, a reply must be JSON values and bytes
 
 

@@ -97,6 +97,20 @@ def _runs_code(cls: Any, kind: str) -> bool:
     return hasattr(cls, "__post_init__")
 
 
+def _writes_more(cls: Any, kind: str) -> bool:
+    """Whether msgspec may write what is no field: what an object caches, or a ``ClassVar``; or nothing at all."""
+    if kind == "dataclass":
+        watched = hasattr(cls, "__getattr__") or cls.__getattribute__ is not object.__getattribute__
+        return watched and len(cls.__dataclass_fields__) > len(dataclasses.fields(cls))
+    if kind != "attrs":
+        return False
+    names = {attribute.name for attribute in cls.__attrs_attrs__}
+    kept = types.MemberDescriptorType, cached_property  # where attrs makes slots, it makes one for what is cached
+    spaces = (cast("dict[str, Any]", vars(base)) for base in cls.__mro__)
+    held = {name for space in spaces for name, value in space.items() if isinstance(value, kept)}
+    return "__attrs_attrs__" not in vars(cls) or any(not name.startswith("_") for name in held - names)
+
+
 def _default(cls: Any, name: str, made: Any) -> Any:
     """What stands for a field that a record hasn't; an attrs class may make it of the object so far."""
     if hasattr(cls, "__dataclass_fields__"):
@@ -122,6 +136,15 @@ def _hidden_state(cls: Any, kind: str) -> str | None:
     return None
 
 
+def _hidden_field(cls: Any, kind: str) -> str | None:
+    """The name of a field that can't be read or set but through code of the class's own, such as a property."""
+    for name, *_ in fields_of(cls, kind) if kind in ("struct", "dataclass", "attrs") else ():
+        found = cast("Any", type(getattr_static(cls, name, None)))
+        if found is not types.MemberDescriptorType and (kind == "struct" or hasattr(found, "__set__")):
+            return name
+    return None
+
+
 class RecordCodec(Bodied):
     """A class with fields; the agent itself is one, whose other attributes are transient."""
 
@@ -138,13 +161,14 @@ class RecordCodec(Bodied):
             frozenset({"array" if self._array else "map"}),
         )
         # msgspec leaves out what attrs classes call with a leading underscore, and has no way with takes_self
-        self.own_load = self.own_dump = not (
+        self.own_load = not (
             kind == "attrs"
             and (
                 hasattr(cls, _HASH)
                 or any(a.name.startswith("_") or getattr(a.default, "takes_self", False) for a in cls.__attrs_attrs__)
             )
         )
+        self.own_dump = self.own_load and not _writes_more(cls, kind)
         self.own_exact = not _runs_code(cls, kind)
 
     def fill(self, codecs: dict[str, Codec], marks: Mapping[str, bool] = MappingProxyType({})) -> None:
@@ -168,6 +192,11 @@ class RecordCodec(Bodied):
             )
         if self.kind in ("dataclass", "attrs") and (hidden := _hidden_state(self.cls, self.kind)):
             raise TypeError(f"{where}: {self.kind} {self.label} {hidden}, or mark the agent's field transient()")
+        if hidden := _hidden_field(self.cls, self.kind):
+            raise TypeError(
+                f"{where}: {self.kind} {self.label} has a field {hidden} that something of its name hides, such as a "
+                "property, so it could be kept with one value and read with another: call one of them something else"
+            )
         if not self.plain_load and self._array and self.kind == "struct":
             raise TypeError(
                 f"{where}: Struct {self.label} is array_like and holds a union that needs tags: leave array_like out"
