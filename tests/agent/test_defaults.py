@@ -14,6 +14,8 @@ import pydantic
 import pytest
 
 from overwinter import Agent, InstanceManager, MemoryStore
+from overwinter.agent._codec import encode_plain
+from overwinter.agent._fields import codec
 
 
 @dataclass
@@ -269,3 +271,98 @@ def test_a_class_with_a_format_of_its_own_may_have_defaults_of_any_kind() -> Non
     assert one.note is not other.note
     assert one.texts is not other.texts
     assert one.numbers is not other.numbers
+
+
+# ---------------------------------------------------------------- the defaults of what is within a field
+
+
+class SharesAList(NamedTuple):
+    n: int
+    held: list[str] = []
+
+
+@attrs.define
+class AttrsSharesAList:
+    n: int
+    held: list[str] = []  # noqa: RUF008  # the fault
+
+
+@dataclass(eq=False)
+class Plain:
+    """May be the default of a dataclass, which takes what has a hash."""
+
+    texts: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SharesAnObject:
+    n: int
+    held: Plain = Plain()  # noqa: RUF009  # the fault
+
+
+class StructSharesAnObject(msgspec.Struct, omit_defaults=True):
+    """Would leave out a default that was changed, as if it were as before."""
+
+    n: int
+    held: Note = Note()
+
+
+class SharesWithin(msgspec.Struct):
+    held: tuple[FrozenNote, ...] = (FrozenNote(),)
+    n: int = 0
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [SharesAList, AttrsSharesAList, SharesAnObject, StructSharesAnObject, SharesWithin],
+    ids=lambda x: x.__name__,
+)
+def test_a_default_within_a_value_that_all_agents_would_share_is_an_error_of_the_class(kind: Any) -> None:
+    told = rf"agent class Shares: field found: \w+ {kind.__name__}: the default of its field held, a \w+, .* a default_factory"
+    with pytest.raises(TypeError, match=told):
+
+        class Shares(Agent):
+            found: dict[str, list[kind]] = {}  # type: ignore[valid-type]
+
+
+class KeepsItsOwn(msgspec.Struct):
+    spot: Spot = Spot(1)
+    texts: list[str] = []
+    by: dict[str, int] = {}
+    note: Note = msgspec.field(default_factory=Note)
+
+
+@attrs.define
+class AttrsKeepsItsOwn:
+    spot: AttrsSpot = AttrsSpot(1)
+    texts: list[str] = attrs.field(factory=list)
+    first: list[str] = attrs.Factory(lambda self: list(self.texts), takes_self=True)
+
+
+@dataclass
+class DataKeepsItsOwn:
+    spot: StructSpot = StructSpot(1)  # noqa: RUF009  # it is frozen
+    color: Color = Color.RED
+    texts: list[str] = field(default_factory=list)
+
+
+class TupleKeepsItsOwn(NamedTuple):
+    spot: ModelSpot = ModelSpot(x=1)
+    texts: tuple[str, ...] | None = None
+
+
+class ModelKeepsItsOwn(pydantic.BaseModel):
+    texts: list[str] = []
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [KeepsItsOwn, AttrsKeepsItsOwn, DataKeepsItsOwn, TupleKeepsItsOwn, ModelKeepsItsOwn],
+    ids=lambda x: x.__name__,
+)
+def test_a_default_within_a_value_is_each_ones_own(kind: Any) -> None:
+    it = codec(kind)
+    raw = encode_plain([] if kind is TupleKeepsItsOwn else {})
+    one, other = it.decode(raw), it.decode(raw)
+    assert one == other
+    assert one.texts is not other.texts or kind is TupleKeepsItsOwn

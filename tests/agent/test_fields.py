@@ -930,7 +930,7 @@ class Converted:
 
 class Tuple(NamedTuple):
     n: int
-    many: set[int] | list[int] = []
+    many: set[int] | tuple[int, ...] = ()
 
 
 class TupleNew(Tuple):
@@ -965,7 +965,7 @@ def test_what_init_or_new_would_make_of_it_changes_nothing(value: Any) -> None:
         (OwnInit, {"n": 4}, (4, [])),
         (AttrsInit, {"n": 4}, (4, [])),
         (Converted, {"n": 4}, (4, {4})),
-        (TupleNew, [4], (4, [])),
+        (TupleNew, [4], (4, ())),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""The defaults of an agent's fields: each agent gets one of its own, and none is of another type than its field.
+"""The defaults of fields: each agent gets one of its own, and none is of another type than its field.
 
 Pure code about values and types. Does not know agents, records or stores.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import copy
 import enum
+import sys
+from collections.abc import Iterable
+from dataclasses import MISSING, fields
 from typing import Any, cast
 
 import msgspec
@@ -17,7 +20,7 @@ from ._leaves import SCALARS
 from ._models import is_model
 from ._records import fields_of, is_frozen, record_kind
 
-__all__ = ["check_default", "check_shared", "is_made_anew", "own_default"]
+__all__ = ["check_default", "check_inner", "check_shared", "is_made_anew", "own_default"]
 
 _Default = msgspec.defstruct("_Default", [("made", "set[int]", set[int]())])
 _FACTORY: Any = type(cast("object", _Default.__struct_defaults__[0]))
@@ -94,6 +97,37 @@ def check_shared(default: Any, where: str) -> None:
             f"{where}: its default, a {kind.__name__}, can't be copied, so all agents would share it: "
             "use msgspec.field(default_factory=…)"
         )
+
+
+def check_inner(cls: Any, kind: str, where: str) -> None:
+    """Look at the defaults of a class with fields whose objects are values.
+
+    Raises:
+        TypeError: all objects would share one of them, and it can change.
+    """
+    for name, default in _defaults(cls, kind):
+        if not _is_steady(default):
+            way_out = "make it a dataclass, with" if kind == "namedtuple" else "use"
+            raise TypeError(
+                f"{where}: {kind} {cls.__name__}: the default of its field {name}, a {type(default).__name__}, is "
+                f"shared by all its objects, and so by all agents: {way_out} a default_factory"
+            )
+
+
+def _defaults(cls: Any, kind: str) -> Iterable[tuple[str, Any]]:
+    """The defaults that stand in a class as they are, rather than being made for each object."""
+    if kind == "struct":
+        found = zip(reversed(cls.__struct_fields__), reversed(cls.__struct_defaults__), strict=False)
+        return [(name, each) for name, each in found if each is not msgspec.NODEFAULT and type(each) is not _FACTORY]
+    if kind == "namedtuple":
+        return cast("dict[str, Any]", cls._field_defaults).items()
+    if kind == "dataclass":
+        return [(each.name, each.default) for each in fields(cls) if each.default is not MISSING]
+    if kind == "attrs":
+        nothing, factory = sys.modules["attr"].NOTHING, sys.modules["attr"].Factory
+        told = [(each.name, each.default) for each in cls.__attrs_attrs__]
+        return [pair for pair in told if pair[1] is not nothing and not isinstance(pair[1], factory)]
+    return ()
 
 
 def is_made_anew(default: Any) -> bool:

@@ -17,7 +17,7 @@ import msgspec
 
 from ._codec import Codec, reach
 from ._containers import DictCodec, FixedTupleCodec, ItemsCodec, UnionCodec
-from ._defaults import check_default
+from ._defaults import check_default, check_inner
 from ._leaves import SCALARS, AnyCodec, Constrained, EnumCodec, LiteralCodec, ModelCodec, scalar
 from ._models import dec_hook, is_model
 from ._records import RecordCodec, fields_of, record_kind
@@ -90,6 +90,8 @@ def agent_codec(cls: Any) -> RecordCodec:
 def _settle(found: Codec, where: str) -> None:
     for part in reach(found):
         part.settle(where)
+        if isinstance(part, RecordCodec):
+            check_inner(part.cls, part.kind, where)
     for part in reach(found):
         if part.plain_load:
             try:
