@@ -91,7 +91,7 @@ class InstanceManager(Generic[A]):
             the last two a crash loses what was not stored yet.
         context: handed to each agent's ``on_start``.
         key_fn: makes the store key from the agent's name and the key; it must tell all pairs apart.
-        max_state: bytes that an encoded state may have.
+        max_state: bytes that an encoded state may have; at most 256 MiB less 64 KiB, which a record can hold.
         store_patience: seconds that a failing store is tried again before callers are told.
         shared: let several processes of one machine own these agents at once. Each turn then first asks the
             store whether its copy is current. Under ``"hibernate"`` two owners may both acknowledge changes, and

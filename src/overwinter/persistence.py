@@ -31,7 +31,7 @@ from .errors import (
     ThawError,
     UnknownAgentError,
 )
-from .record import CUSTOM, EXTRAS, Header, seal, unpack
+from .record import CUSTOM, EXTRAS, MAX_BYTES, Header, seal, unpack
 from .stores.base import Expect, Revision, Store, Stored
 
 __all__ = ["MAX_STATE", "Keeper", "KeyFunction", "Loaded", "Persistence", "default_key", "new_revision"]
@@ -40,6 +40,11 @@ A = TypeVar("A", bound=Agent)
 
 MAX_STATE = 4 * 1024 * 1024
 """Default bound of an encoded state, in bytes: encoding holds the interpreter for some 3 ms per MB."""
+
+MOST_STATE = MAX_BYTES - 64 * 1024
+"""The largest bound: what stands beside a state in its record, names and receipts, is less than the rest."""
+
+_MOST_SEQUENCE = 2**64 - 1
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -76,6 +81,13 @@ class Loaded(Generic[A]):
     """Whether another thaw of the same record would give something else, such as a new id made by an upcast."""
 
 
+def checked_max_state(max_state: int) -> int:
+    """Return *max_state* if a record can hold a state of as many bytes; raise ``ValueError`` otherwise."""
+    if not 1 <= max_state <= MOST_STATE:
+        raise ValueError(f"max_state must be 1 to {MOST_STATE:,} bytes, for a record holds no more, not {max_state:,}")
+    return max_state
+
+
 class Keeper(Generic[A]):
     """The records of one agent class in one store."""
 
@@ -88,7 +100,7 @@ class Keeper(Generic[A]):
         max_state: int = MAX_STATE,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.kind, self.store, self.max_state = kind, store, max_state
+        self.kind, self.store, self.max_state = kind, store, checked_max_state(max_state)
         self._schema = kind.schema
         self._encode = self._schema.encode
         self._names = (kind.name, *kind.aliases)
@@ -266,6 +278,7 @@ class Keeper(Generic[A]):
         """The record that says: this is the state of *key* as of *revision*."""
         flags = self._flags | EXTRAS if extras else self._flags
         time_us = int(self._now() * 1_000_000)
+        sequence = min(sequence, _MOST_SEQUENCE)  # a hostile record may have begun there, and a put must not fail of it
         return seal((*self._who_wrote, key, sequence, revision, time_us, receipts), flags, body)
 
 
@@ -296,7 +309,7 @@ class Persistence:
     """
 
     def __init__(self, store: Store, *, key_fn: KeyFunction | None = None, max_state: int = MAX_STATE) -> None:
-        self.store, self._key_fn, self._max_state = store, key_fn, max_state
+        self.store, self._key_fn, self._max_state = store, key_fn, checked_max_state(max_state)
         self._keepers: dict[type[Agent], Keeper[Any]] = {}
 
     async def __aenter__(self) -> Self:

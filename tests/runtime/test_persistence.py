@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from functools import partial
 
+import msgspec
 import pytest
 from agents import Counter
 from pydantic import BaseModel
 from waiting import pass_time, rest
 
 from overwinter import Agent, InstanceManager, MemoryStore, Persistence, upcast
+from overwinter.agent import agent_type
+from overwinter.agent._receipts import add_receipt
 from overwinter.errors import (
     CorruptRecordError,
     InvalidKeyError,
@@ -19,7 +23,8 @@ from overwinter.errors import (
     StateTooLargeError,
     StoreUnavailableError,
 )
-from overwinter.record import pack, unpack
+from overwinter.persistence import Keeper, default_key
+from overwinter.record import MAX_BYTES, pack, unpack
 from overwinter.stores.base import Expect
 from overwinter.testing import FaultyStore, ManualClock
 
@@ -146,6 +151,46 @@ async def test_what_is_too_large_is_refused_and_the_bound_itself_is_not():
         keeper = persistence._keeper(Counter)
         keeper.max_state = len(keeper.encode(small))
         await persistence.hibernate("ada", small)
+
+
+@pytest.mark.parametrize("max_state", [0, MAX_BYTES - 64 * 1024 + 1, 2**30])
+def test_a_bound_that_no_record_could_hold_is_refused(max_state):
+    for make in (Persistence, partial(InstanceManager, Counter)):
+        with pytest.raises(ValueError, match="max_state must be 1 to 268,369,920 bytes"):
+            make(store=MemoryStore(), max_state=max_state)
+        make(store=MemoryStore(), max_state=MAX_BYTES - 64 * 1024)
+
+
+def test_a_state_at_the_largest_bound_fits_a_record_with_the_longest_of_all_that_stands_beside_it():
+    class Long(Agent, name="x" * 255):
+        pass
+
+    keeper = Keeper(agent_type(Long), None)
+    receipts = ()
+    for n in range(64):
+        receipts = add_receipt(receipts, (f"{n:#>128}", "m" * 99, bytes(8), bytes(4096)))
+        receipts = add_receipt(receipts, ("\N{OLIVE}" * 127 + chr(300 + n), "m" * 99, bytes(8), None))
+    record = keeper.record("\N{OLIVE}" * 256, b"", 2**64, bytes(16), {"x": 1}, receipts)
+    assert len(record) < 64 * 1024
+
+
+@pytest.mark.parametrize("sequence", [2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1])
+async def test_a_record_that_says_it_is_the_last_there_can_be_is_followed_all_the_same(sequence):
+    store, key = MemoryStore(), default_key("Counter", "ada")
+    async with store, Persistence(store) as persistence:
+        await persistence.hibernate("ada", Counter())
+        stored = await store.get(key)
+        header, body = unpack(stored.data)
+        forged = pack(msgspec.structs.replace(header, sequence=sequence), body)
+        await store.delete(key, expected=stored.revision)
+        await store.put(key, forged, revision=header.revision, expected=Expect.ABSENT)
+        async with InstanceManager(Counter, store=store) as counters:
+            assert await counters.call("ada", Counter.increment) == 1
+            assert await counters.call("ada", Counter.increment) == 2
+        counter = await persistence.thaw(Counter, "ada")
+        counter.count = 7
+        await persistence.hibernate("ada", counter)
+        assert (await persistence.thaw(Counter, "ada")).count == 7
 
 
 async def test_a_migration_that_keeps_the_shape_is_seen_at_once_and_stored_with_the_next_change():
