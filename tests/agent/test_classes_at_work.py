@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import msgspec
+import pydantic
 import pytest
 
 from overwinter import (
@@ -23,6 +26,7 @@ from overwinter import (
 )
 from overwinter.errors import (
     AgentStateError,
+    SignalDataError,
     UsageError,
 )
 from overwinter.persistence import default_key
@@ -223,7 +227,32 @@ class Stay:
     nights: int
 
 
-@pytest.mark.parametrize("hint", [Flight | Stay, set[int] | list[int], Decimal | str, list[Flight | Stay], Self])
+class Client:
+    """Nothing that data could be made into."""
+
+
+@dataclass
+class Connection:
+    client: Client
+    others: list[Connection]
+
+
+@dataclass
+class Lodging:
+    nights: int
+    client: Client | None = None
+    path: Path = Path("here")
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        *(Flight | Stay, set[int] | list[int], Decimal | str, list[Flight | Stay], Self),
+        *(Path, list[Path], dict[str, tuple[int, Client]], Connection, Callable[[], int], Iterable[int]),
+        Annotated[list[Client], msgspec.Meta(max_length=5)],
+    ],
+    ids=str,
+)
 def test_a_route_whose_parameter_no_data_converts_to_is_an_error_of_the_class(hint):
     class Trip(Agent):
         @on("booked")
@@ -233,6 +262,35 @@ def test_a_route_whose_parameter_no_data_converts_to_is_an_error_of_the_class(hi
     Trip.book.__annotations__["what"] = hint
     with pytest.raises(TypeError, match=r"Trip\.book is routed to signal 'booked': no data converts .* 'what' .*: use"):
         InstanceManager(Trip)
+
+
+class Guest(pydantic.BaseModel):
+    name: str
+
+
+async def test_a_route_may_take_what_nothing_converts_to_where_signals_can_do_without_it():
+    class Trip(Agent):
+        @on("booked")
+        async def book(
+            self, where: Lodging, who: list[Guest], why: object, path: Path = Path("here"), client: Client | None = None
+        ) -> str:
+            return f"{where.nights} {who[0].name} {why} {path}"
+
+    data = {"where": {"nights": 2}, "who": [{"name": "ada"}], "why": 1}
+    async with InstanceManager(Trip) as trips:
+        assert await trips.call("a", Signal("booked", data)) == "2 ada 1 here"
+        for more in ({"path": "there"}, {"client": {}}, {"where": {"nights": 2, "path": "hunter2"}}):
+            with pytest.raises(
+                SignalDataError, match=f"{next(iter(more))} does not fit the method's annotation"
+            ) as caught:
+                await trips.call("a", Signal("booked", data | more))
+            assert "hunter2" not in str(caught.value)
+
+
+def test_no_repr_of_a_signal_shows_its_data():
+    signal = Signal("paid", {"card": "hunter2"}, id="7")
+    assert repr(signal) == "Signal('paid', id='7')"
+    assert list(signal.__rich_repr__()) == [("type", "paid"), ("id", "7")]  # what the rich console would print
 
 
 def test_a_route_whose_parameter_holds_what_is_not_defined_is_an_error_of_the_class():

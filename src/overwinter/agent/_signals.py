@@ -12,9 +12,11 @@ from datetime import datetime
 from typing import Any, TypeVar, cast, get_type_hints
 
 import msgspec
+from msgspec.inspect import CustomType, type_info
 
 from ..errors import SignalDataError
 from ._fields import dec_hook
+from ._models import is_model
 
 __all__ = ["Route", "Signal", "on", "signal_types"]
 
@@ -39,6 +41,9 @@ class Signal(msgspec.Struct, frozen=True):
     dataschema: str | None = None
     specversion: str = "1.0"
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("type", self.type), ("id", self.id)]  # as below: msgspec's own would show the data
+
     def __repr__(self) -> str:  # the data may be secret
         return f"Signal({self.type!r}, id={self.id!r})"
 
@@ -58,6 +63,22 @@ def on(type: str, /) -> Callable[[F], F]:
 def signal_types(method: object) -> tuple[str, ...]:
     """The types of signals that ``@on`` routes to *method*."""
     return cast("tuple[str, ...]", getattr(method, _MARK, ()))
+
+
+def _check_known(hint: Any) -> None:
+    """Raise ``TypeError`` if data for *hint* must hold an object of a class that nothing converts to."""
+    found: dict[int, Any] = {}
+    open_: list[Any] = [type_info(hint)]
+    while open_:
+        one = open_.pop()
+        if isinstance(one, CustomType) and one.cls is not object and not is_model(one.cls):
+            raise TypeError(f"nothing converts to {one.cls.__name__}")
+        if id(one) not in found:
+            found[id(one)] = one  # also keeps the id from being used again
+            within = ("type", "item_type", "key_type", "value_type")
+            open_ += [getattr(one, part) for part in within if hasattr(one, part)]
+            open_ += getattr(one, "item_types", ())
+            open_ += [field.type for field in getattr(one, "fields", ()) if field.required]
 
 
 class Route:
@@ -91,6 +112,8 @@ class Route:
         """Raise ``TypeError`` for what no data converts to: every signal would fail, as if it were at fault."""
         try:
             msgspec.msgpack.Decoder(hint, dec_hook=dec_hook)
+            if name in self._required:
+                _check_known(hint)
         except NameError as error:
             raise self._undefined(error) from None
         except TypeError as error:
@@ -143,7 +166,7 @@ class Route:
     def _convert(self, name: str, value: Any, where: str) -> Any:
         try:
             return msgspec.convert(value, self._converters.get(name, self._rest), dec_hook=dec_hook)
-        except (msgspec.ValidationError, ValueError, TypeError):
+        except (msgspec.ValidationError, ValueError, TypeError, NotImplementedError):  # the last of `dec_hook`
             # the original text may quote the data
             raise SignalDataError(
                 f"{where}: its data does not convert: {name} does not fit the method's annotation"
