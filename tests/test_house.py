@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -304,3 +306,12 @@ def test_no_test_example_or_tool_opens_a_database_with_the_standard_module() -> 
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
                     assert not {"sqlite3", "_sqlite3"} & {name.partition(".")[0] for name in names}, path
+
+
+def test_no_msgspec_is_allowed_that_is_older_than_the_one_that_is_tested() -> None:
+    """Below 1.0 a minor version changes what is raised and written; patches don't."""
+    root = SRC.parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    pinned = re.search(r"^msgspec==(\d+\.\d+)", (root / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert f"msgspec>={pinned[1]}" in project["dependencies"]

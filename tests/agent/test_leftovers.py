@@ -279,6 +279,53 @@ def test_named_tuples_are_as_long_as_they_are(held: Any) -> None:
     assert "secret" not in str(raised.value)
 
 
+class OldSpan(NamedTuple):
+    left: int
+    right: int = 0
+
+
+class LongerSpan(NamedTuple):
+    left: int
+    right: int = 0
+    middle: int | None = None
+
+
+class OtherSpan(NamedTuple):
+    left: int
+    middle: int = 0
+    right: int = 0
+
+
+OldRow, LongerRow, OtherRow = (
+    msgspec.defstruct("Row", [(name, int, 0) for name in names], array_like=True)
+    for names in (("left", "right"), ("left", "right", "middle"), ("left", "middle", "right"))
+)
+
+
+@pytest.mark.parametrize("beside", [None, KINDS["dataclass"][0]])  # with the latter it is read by our own code
+@pytest.mark.parametrize(
+    ("older", "longer", "other"), [(OldSpan, LongerSpan, OtherSpan), (OldRow, LongerRow, OtherRow)]
+)
+def test_what_is_kept_by_position_may_get_a_new_last_field_and_for_all_else_there_are_upcasts(
+    older: Any, longer: Any, other: Any, beside: Any
+) -> None:
+    def box(kind: Any, **more: Any) -> Any:
+        return agent("Box", some=(list[kind], list), more=(beside | str | list[int], str), **more)
+
+    old, new = box(older), box(longer)
+    body = old.encode(old.cls(some=[older(1, 2)]))
+    assert thaw(new, body, old)[0].some == [longer(1, 2)]
+    assert thaw(box(other), body, old)[0].some == [other(1, 2, 0)], "as it is told: it stays where it stood"
+
+    class Box(box(other).cls):  # type: ignore[misc]
+        @upcast(since=1)
+        @staticmethod
+        def _right_has_moved(data: dict[str, Any]) -> dict[str, Any]:
+            return data | {"some": [[left, 0, right] for left, right in data["some"]]}
+
+    assert thaw(Schema(Box, name="box", version=2), body, old)[0].some == [other(1, 0, 2)]
+
+
 def test_what_a_class_replaces_as_it_is_made_keeps_nothing() -> None:
     older, newer = KINDS["dataclass"]
 
