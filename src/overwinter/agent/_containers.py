@@ -6,6 +6,7 @@ A union that msgspec can't tell apart is written as ``[tag, value]``, the tag be
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, Union, cast
 
 import msgspec
@@ -185,13 +186,10 @@ class DictCodec(Codec):
     def from_wire(self, raw: Bytes) -> Any:
         return {key: self._value.decode(item) for key, item in self._entries(raw).items()}
 
-    @property
+    @cached_property
     def _entries(self) -> Callable[[Bytes], dict[Any, msgspec.Raw]]:
-        found = self.__dict__.get("_decoder")
-        if found is None:
-            wanted = dict[self._key.annotation, msgspec.Raw]  # type: ignore[name-defined]  # a type made at run time
-            found = self.__dict__["_decoder"] = msgspec.msgpack.Decoder(wanted).decode
-        return found
+        wanted = dict[self._key.annotation, msgspec.Raw]  # type: ignore[name-defined]  # a type made at run time
+        return msgspec.msgpack.Decoder(wanted).decode
 
     def steps(self, value: Any, plain: Any) -> Iterator[Step]:
         for (key, item), (node_key, node) in zip(value.items(), plain.items(), strict=False):
@@ -338,12 +336,9 @@ class UnionCodec(Codec):
             raise msgspec.ValidationError(f"Expected `{self.label}`, got something else")
         return member.decode(body)
 
-    @property
+    @cached_property
     def _reduced_decoder(self) -> Callable[[Bytes], Any]:
-        found = self.__dict__.get("_decoder")
-        if found is None:
-            found = self.__dict__["_decoder"] = msgspec.msgpack.Decoder(self._reduced, dec_hook=thaw_hook).decode
-        return found
+        return msgspec.msgpack.Decoder(self._reduced, dec_hook=thaw_hook).decode
 
     def steps(self, value: Any, plain: Any) -> Iterable[Step]:
         member = None if value is None and self._nil else self._member(value)

@@ -37,6 +37,7 @@ _SIMPLE = frozenset({type(None), bool, int, float, str, bytes})  # MessagePack i
 _json = AnyCodec()
 _in_order = msgspec.msgpack.Encoder(order="deterministic").encode
 _signatures: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()
+_codecs: WeakKeyDictionary[Callable[..., Any], Codec] = WeakKeyDictionary()
 
 
 _as_receipts = msgspec.msgpack.Decoder(tuple[Receipt, ...]).decode
@@ -213,10 +214,15 @@ def _dumped(model: Any) -> Any:
 
 
 def _codec(function: Callable[..., Any]) -> Codec:
+    found = _codecs.get(function)
+    if found is not None:
+        return found
     try:
-        return codec(get_type_hints(function, include_extras=True)["return"], function.__name__)
+        found = codec(get_type_hints(function, include_extras=True)["return"], function.__name__)
     except Exception:  # noqa: BLE001  # reading an annotation runs code of the user's, and the call is made already
         return AnyCodec()  # without a type to go by, a reply must be JSON values and bytes
+    _codecs[function] = found
+    return found
 
 
 def _encode(function: Callable[..., Any], reply: Any) -> bytes | None:
