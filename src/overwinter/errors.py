@@ -50,8 +50,9 @@ class OverwinterError(Exception):
 
     def again(self) -> Self:
         """The same error for one more of those who wait: a shared one would collect everybody's traceback."""
-        other = type(self)(*self.args)
-        other.__cause__ = self.__cause__
+        other = type(self).__new__(type(self))  # one of a store's own may be made of other things than its text
+        other.args, other.__cause__ = self.args, self.__cause__
+        other.__dict__.update(self.__dict__)
         return other
 
 

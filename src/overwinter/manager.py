@@ -46,6 +46,8 @@ A = TypeVar("A", bound=Agent)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_MISSING = ("create", "raise")
+
 Durability = Literal["call", "hibernate"] | Interval
 
 
@@ -240,8 +242,8 @@ class InstanceManager(Generic[A]):
         if self._store is not None and self._door.leased:
             self._door.leased = False
             while self._door.claimed:
-                await self._store.release(self._door.claimed.pop())
-            await self._store.__aexit__()
+                await self._store.in_time(self._store.release(self._door.claimed.pop()))
+            await self._store.in_time(self._store.__aexit__())
 
     def _check(self) -> None:
         """Raise unless a call may begin here and now."""
@@ -283,6 +285,8 @@ class InstanceManager(Generic[A]):
             AgentNotFoundError: nothing is stored, and *missing* is ``"raise"``.
         """
         self._check()
+        if missing not in _MISSING:
+            raise _no_way(missing)
         return Attachment(self._registry, self.reference(check_key(key, self._kind.name)), key, initial, missing)
 
     async def get(
@@ -290,6 +294,8 @@ class InstanceManager(Generic[A]):
     ) -> A:
         """Return a reference to the agent, which is thawed now; it is not held. See ``attach``. Cancel-safe."""
         self._check()
+        if missing not in _MISSING:
+            raise _no_way(missing)
         server = self._registry.servers.get(key) if type(key) is str else None
         if server is None or server.state is not LIVE:
             await self._registry.live(key, initial, missing)
@@ -551,6 +557,10 @@ class InstanceManager(Generic[A]):
         self._door.loop.call_exception_handler(
             {"message": message, "exception": error, "agent": self._kind.name, "key": key}
         )
+
+
+def _no_way(missing: object) -> ValueError:
+    return ValueError(f'missing must be "create" or "raise", not {missing!r}')
 
 
 async def close_together(managers: list[InstanceManager[Any]], deadline: float) -> None:

@@ -362,7 +362,7 @@ class Persistence:
             extras = next(iter(lines.values())).extras if lines else _NOTHING
             line = _Line(keeper.store_key(key), Expect.ABSENT, 0, extras, (), set())
             for former in keeper.store_keys(key)[1:]:
-                if await self.store.head(former) is not None:
+                if await self.store.in_time(self.store.head(former)) is not None:
                     raise RevisionConflictError(
                         f"{keeper.kind.name} {key!r} is stored already, under a former name: thaw it and change that"
                     )
@@ -373,7 +373,7 @@ class Persistence:
             try:
                 await self._put(keeper, key, line, body)
             except RevisionConflictError:
-                head = await self.store.head(line.store_key) if line.attempted else None
+                head = await self.store.in_time(self.store.head(line.store_key)) if line.attempted else None
                 if head is None or head not in line.attempted:
                     raise RevisionConflictError(
                         f"{keeper.kind.name} {key!r} was written by somebody else since it was thawed: "
@@ -389,7 +389,8 @@ class Persistence:
         )
         line.attempted.add(revision)  # a cancelled put may be stored, so it counts as tried from here on
         try:
-            await self.store.put(line.store_key, data, revision=revision, expected=line.revision)
+            put = self.store.put(line.store_key, data, revision=revision, expected=line.revision)
+            await self.store.in_time(put, OutcomeUnknownError)
         except OverwinterError as error:
             if not isinstance(error, OutcomeUnknownError):
                 line.attempted.discard(revision)

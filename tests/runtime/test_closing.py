@@ -538,3 +538,18 @@ async def test_an_agent_that_could_not_be_stored_is_tried_again_until_the_deadli
     store.fail("put", down, times=3)
     assert await closed(manager, clock) is None
     assert (await stored(store.inner)).count == 1
+
+
+class NeverEnds(MemoryStore):
+    timeout = 0.01
+
+    async def close(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_store_that_hangs_as_it_closes_is_left_behind():
+    manager = InstanceManager(Counter, store=NeverEnds())
+    await manager.open()
+    assert await manager.call("ada", Counter.increment) == 1
+    error = await outcome(manager.close())
+    assert isinstance(error, StoreUnavailableError)

@@ -361,6 +361,17 @@ async def test_a_corrupt_record_is_refused_left_alone_and_can_be_deleted(change)
         assert await counters.call("ada", Counter.increment) == 1
 
 
+async def test_what_else_missing_may_say_is_an_error_and_creates_nothing():
+    manager, _ = managed()
+    async with manager as counters:
+        for wrong in ("error", "Raise", None):
+            with pytest.raises(ValueError, match='"create" or "raise"'):
+                await counters.get("ada", missing=wrong)
+            with pytest.raises(ValueError, match='"create" or "raise"'):
+                counters.attach("ada", missing=wrong)
+        assert counters.stats().created == 0
+
+
 async def test_missing_raise_does_not_create():
     manager, _ = managed()
     async with manager as counters:

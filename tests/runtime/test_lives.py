@@ -15,6 +15,7 @@ from waiting import outcome, pass_time, reports, rest, stored
 from overwinter import Agent, InstanceManager, MemoryStore
 from overwinter.errors import (
     AgentNotFoundError,
+    CorruptRecordError,
     MissingInitialError,
     ReentrantCallError,
     StoreUnavailableError,
@@ -191,6 +192,30 @@ async def test_a_thaw_inside_a_turn_that_calls_back_into_that_turn_is_an_error_n
     assert await outcome(manager.call("a", Knower.ping)) == "pong"
     assert manager.stats().attached == 0
     assert await outcome(manager.close()) is None
+
+
+class TornError(CorruptRecordError):
+    """A store's own error, which is not made of its text."""
+
+    def __init__(self, key: str, at: int) -> None:
+        super().__init__(f"{key!r} is torn at {at}")
+        self.at = at
+
+
+async def test_an_error_of_a_stores_own_reaches_everybody_who_waits():
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store) as counters:
+        gate = store.hold("get", after=True)
+        store.fail("get", lambda: TornError("ada", 7))
+        waiting = [asyncio.create_task(counters.call("ada", Counter.increment)) for _ in range(2)]
+        waiting += [asyncio.create_task(counters.get("ada"))]
+        await rest()
+        gate.release()
+        for task in waiting:
+            error = await outcome(task)
+            assert isinstance(error, TornError)
+            assert (str(error), error.at) == ("'ada' is torn at 7", 7)
+        assert len({id(task.exception()) for task in waiting}) == 3
 
 
 # ---------------------------------------------------------------- an end that fails

@@ -327,3 +327,22 @@ async def test_a_record_says_how_many_writes_there_were():
         call = asyncio.create_task(counters.call("ada", Counter.increment))
         await pass_time(clock, call.done)
         assert await sequence() == 5  # what had landed, and what was put on top of it
+
+
+async def test_a_store_that_hangs_is_given_up_at_its_timeout_by_hand_too():
+    store = FaultyStore(MemoryStore())
+    store.timeout = 0.01
+    async with Persistence(store) as persistence:
+        one = Renamed(count=1)
+        gate = store.hold("head")  # is it there under its former name?
+        with pytest.raises(StoreUnavailableError, match="did not answer"):
+            await persistence.hibernate("ada", one)
+        gate.release()
+        gate = store.hold("put")
+        with pytest.raises(OutcomeUnknownError, match="did not answer"):
+            await persistence.hibernate("ada", one)
+        gate.release()
+        await persistence.hibernate("ada", one)
+        found = await persistence.thaw(Renamed, "ada")
+        assert found is not None
+        assert found.count == 1
