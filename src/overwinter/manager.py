@@ -13,6 +13,7 @@ from asyncio.events import _get_running_loop  # one that returns None instead of
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from math import inf
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar, overload
 from weakref import WeakSet
@@ -265,10 +266,7 @@ class InstanceManager(Generic[A]):
                 raise UsageError(
                     f"the manager of {self._kind.name} was opened before a fork: make a new one in the child process"
                 )
-            raise UsageError(
-                f"the manager of {self._kind.name} belongs to another event loop or thread: "
-                "call it there, for instance with asyncio.run_coroutine_threadsafe"
-            )
+            self._home.check_place()
 
     # ------------------------------------------------------------ reaching agents
 
@@ -408,7 +406,8 @@ class InstanceManager(Generic[A]):
         call_id = self._call_id
 
         def launch() -> None:
-            self._home.spawn(self._told(key, found, args, kwargs, call_id), context=context)
+            call = self._registry.call(key, found, args, kwargs, call_id)
+            self._home.spawn(call, context=context).add_done_callback(partial(self._told, key, found.name))
 
         turn = current_turn()
         if turn is None:
@@ -418,17 +417,13 @@ class InstanceManager(Generic[A]):
         else:
             turn.effects.append(launch)
 
-    async def _told(
-        self, key: str, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str | None
-    ) -> None:
-        try:
-            await self._registry.call(key, method, args, kwargs, call_id)
-        except BaseException as error:  # nobody else is there to get it
-            gone = self._home.closed and isinstance(error, asyncio.CancelledError)
-            why = ClosedError("the manager was closed before this had ended") if gone else error
-            self._report(key, why, f"told {method.name}()")
-            if not isinstance(error, Exception):
-                raise
+    def _told(self, key: str, name: str, call: asyncio.Task[Any]) -> None:
+        """Report what it failed with, or that it never began: nobody else is there to get it."""
+        error = asyncio.CancelledError() if call.cancelled() else call.exception()
+        if error is not None:
+            if self._home.closed and call.cancelled():
+                error = ClosedError("the manager was closed before this had ended")
+            self._report(key, error, f"told {name}()")
 
     def _resolve(
         self, key: str, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

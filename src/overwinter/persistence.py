@@ -249,9 +249,11 @@ class Keeper(Generic[A]):
         """
         try:
             body = self._encode(agent, extras)
-        except OverwinterError:
+        except (OverwinterError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # a dump() of the class's own may raise anything
+        except (
+            BaseException
+        ) as error:  # a dump() of the class's own may raise anything, and Rust's panics are no Exception
             raise AgentStateError(f"{self._who(agent)}: dump() raised {type(error).__name__}") from error
         if len(body) > self.max_state and not any_size:
             raise self.too_large(agent, body)

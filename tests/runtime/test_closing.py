@@ -553,3 +553,87 @@ async def test_a_store_that_hangs_as_it_closes_is_left_behind():
     assert await manager.call("ada", Counter.increment) == 1
     error = await outcome(manager.close())
     assert isinstance(error, StoreUnavailableError)
+
+
+class Teller(Agent):
+    n: int = 0
+
+    async def on_start(self, context: list[InstanceManager]) -> None:
+        self.context = context
+
+    async def add(self) -> None:
+        self.n += 1
+        self.context[0].tell("bob", Teller.hear)
+
+    async def hear(self) -> None:
+        pass
+
+
+async def test_what_is_told_as_the_last_put_lands_is_reported():
+    seen, context = reports(), []
+    store = FaultyStore(MemoryStore())
+    manager, clock = await opened(Teller, store=store, store_patience=100, context=context)
+    context.append(manager)
+    store.fail("put", down)
+    add = asyncio.create_task(manager.call("ada", Teller.add))
+    await rest()
+    gate = store.hold("put")
+    clock.advance(1)
+    await gate.reached()
+    close = asyncio.create_task(manager.close(2))
+    for _ in range(2):
+        await rest()
+        clock.advance(1)
+    await rest()
+    gate.release()  # the last look finds it stored
+    assert isinstance(await outcome(close), CloseError)
+    assert await outcome(add) is None
+    await until(lambda: seen)
+    assert [(report["message"], type(report["exception"])) for report in seen] == [
+        ("overwinter: agent Teller 'bob': told hear()", ClosedError)
+    ]
+
+
+class PanicError(BaseException):
+    """What code in another language may raise, and is no ``Exception``."""
+
+
+class Panicky(Agent):
+    n: int = 0
+    panics = False
+
+    async def add(self) -> int:
+        self.n += 1
+        return self.n
+
+    def dump(self) -> dict[str, int]:
+        if type(self).panics and self.key == "ada":
+            raise PanicError
+        return {"n": self.n}
+
+    @classmethod
+    def load(cls, data: dict[str, int], version: int) -> Panicky:
+        return cls(n=data["n"])
+
+
+@pytest.mark.parametrize("durability", ["call", "hibernate"])
+async def test_a_dump_that_panics_keeps_nobody_from_closing(durability, monkeypatch):
+    seen, store = reports(), MemoryStore()
+    manager = InstanceManager(Panicky, store=store, durability=durability)
+    await manager.open()
+    for key in ("ada", "bob"):
+        await manager.call(key, Panicky.add)
+    monkeypatch.setattr(Panicky, "panics", True)
+    assert await outcome(manager.close(1)) is None
+    assert len(seen) <= 1
+    monkeypatch.setattr(Panicky, "panics", False)
+    assert [(await stored(store, Panicky, key)).n for key in ("ada", "bob")] == [1, 1]
+
+
+async def test_a_dump_that_panics_keeps_nobody_from_hibernating(monkeypatch):
+    reports()
+    async with InstanceManager(Panicky, store=MemoryStore(), clock=(clock := ManualClock()), idle_timeout=1) as manager:
+        for key in ("ada", "bob"):
+            await manager.call(key, Panicky.add)
+        monkeypatch.setattr(Panicky, "panics", True)
+        await pass_time(clock, lambda: manager.lookup("bob") is None)

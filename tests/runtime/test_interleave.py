@@ -12,6 +12,7 @@ from overwinter.errors import (
     AgentNotFoundError,
     AgentStateError,
     MailboxFullError,
+    ReentrantCallError,
     StoreUnavailableError,
     SupersededError,
     ThawError,
@@ -348,3 +349,65 @@ async def test_how_many_wait_for_its_agent_is_bounded():
         assert isinstance(first.exception(), AgentNotFoundError)
         told = [type(await outcome(call)) for call in calls]
         assert sorted(told, key=str) == sorted([int, int, int, MailboxFullError, MailboxFullError], key=str)
+
+
+class Desk(Agent):
+    """Whose interleaved method has a write of its own agent done, by itself or through another one."""
+
+    notes: int = 0
+
+    async def on_start(self, context: list[InstanceManager]) -> None:
+        self.context = context
+
+    async def work(self, go_on: asyncio.Event) -> None:
+        await go_on.wait()
+
+    async def note(self) -> int:
+        self.notes += 1
+        return self.notes
+
+    @interleave
+    async def own(self) -> int:
+        return await self.context[0].call(self.key, Desk.note)
+
+    @interleave
+    async def through(self) -> int:
+        return await self.context[1].call("bob", Clerk.ask, self.key)
+
+    @interleave
+    async def end(self) -> None:
+        await self.context[0].stop(self.key)
+
+
+class Clerk(Agent):
+    async def on_start(self, context: list[InstanceManager]) -> None:
+        self.context = context
+
+    async def ask(self, key: str) -> int:
+        return await self.context[0].call(key, Desk.note)
+
+
+@pytest.mark.parametrize("method", [Desk.own, Desk.through])
+@pytest.mark.parametrize("busy", [False, True])
+async def test_it_may_call_its_own_agent_whether_that_is_busy_or_not(method, busy):
+    context, go_on = [], asyncio.Event()
+    desks, clerks = InstanceManager(Desk, context=context), InstanceManager(Clerk, context=context)
+    context += [desks, clerks]
+    async with desks, clerks:
+        await desks.get("ada")
+        work = asyncio.create_task(desks.call("ada", Desk.work, go_on))
+        if not busy:
+            go_on.set()
+            await work
+        call = asyncio.create_task(desks.call("ada", method))
+        await rest()
+        go_on.set()
+        assert await outcome(call) == 1
+        await work
+
+
+async def test_it_can_not_end_its_own_agent_which_waits_for_it():
+    context = []
+    async with InstanceManager(Desk, context=context) as desks:
+        context.append(desks)
+        assert isinstance(await outcome(desks.call("ada", Desk.end)), ReentrantCallError)

@@ -187,6 +187,20 @@ async def test_an_agent_never_lives_without_what_its_on_start_changed(initial):
         assert (found.opened, found.balance) == (True, 99)
 
 
+async def test_a_call_that_waited_while_its_agents_start_was_undone_has_it_made_anew():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Account, store=store, clock=clock, store_patience=1, shared=True) as accounts:
+        store.fail("put", lambda: StoreUnavailableError("down"), times=math.inf)
+        pay = asyncio.create_task(accounts.call("ada", Account.pay, 1))  # the put of what on_start made is on its way
+        look = asyncio.create_task(accounts.call("ada", Account.look))
+        await until(lambda: store.calls["put"] > 0)
+        await pass_time(clock, lambda: pay.done() and look.done())
+        store.heal()
+        for task in (pay, look):
+            assert isinstance(task.exception(), StoreUnavailableError)
+        assert await outcome(accounts.call("ada", Account.pay, 1)) == 99
+
+
 class World:
     def __init__(self) -> None:
         self.log: list[str] = []

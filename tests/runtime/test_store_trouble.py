@@ -21,6 +21,7 @@ from overwinter.errors import (
     SupersededError,
     ThawError,
 )
+from overwinter.runtime._ledger import Ledger
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -152,6 +153,45 @@ async def test_a_store_that_hangs_is_given_up_at_its_timeout(verb):
         assert isinstance(error, {"get": ThawError, "head": StoreUnavailableError, "delete": OutcomeUnknownError}[verb])
         gate.release()
         assert await outcome(counters.call("ada", Counter.read)) == (0 if verb == "get" else 1)
+
+
+@pytest.mark.parametrize("verb", ["get", "head", "delete"])
+async def test_a_store_that_cancels_itself_cancels_no_caller(verb):
+    store = FaultyStore(MemoryStore())
+    async with InstanceManager(Counter, store=store, shared=True) as counters:
+        if verb != "get":
+            await counters.call("ada", Counter.increment)
+        store.fail(verb, asyncio.CancelledError)  # as a client does to what is under way when its connection goes
+        error = await outcome(counters.delete("ada") if verb == "delete" else counters.call("ada", Counter.read))
+        assert isinstance(error, {"get": ThawError, "head": StoreUnavailableError, "delete": OutcomeUnknownError}[verb])
+        assert await outcome(counters.call("ada", Counter.read)) == (0 if verb == "get" else 1)
+
+
+async def test_a_look_after_a_conflict_that_cancels_itself_is_taken_again():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", lambda: OutcomeUnknownError("reset"), after=True)
+        store.fail("head", asyncio.CancelledError)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await pass_time(clock, call.done)
+        assert await call == 2
+        assert store.calls["head"] == 2
+
+
+async def test_a_recovery_that_is_cancelled_by_nobody_we_know_leaves_nobody_waiting(monkeypatch):
+    async def cancelled(_: Ledger) -> bool:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(Ledger, "_adopt", cancelled)
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Counter, store=store, clock=clock) as counters:
+        await counters.call("ada", Counter.increment)
+        store.fail("put", lambda: OutcomeUnknownError("reset"), after=True)
+        call = asyncio.create_task(counters.call("ada", Counter.increment))
+        await pass_time(clock, call.done)
+        assert isinstance(call.exception(), OutcomeUnknownError)
+        assert await outcome(counters.call("ada", Counter.read)) == 2
 
 
 class Former(Counter, name="former", aliases=("older",)):

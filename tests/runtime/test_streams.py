@@ -8,10 +8,20 @@ import gc
 from collections.abc import AsyncIterator
 
 import pytest
-from waiting import outcome, reports
+from waiting import outcome, reports, rest
 
-from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore, Persistence, commit, readonly, stream
-from overwinter.errors import ClosedError, CloseError, ReentrantCallError, UsageError
+from overwinter import (
+    Agent,
+    AgentSystem,
+    InstanceManager,
+    MemoryStore,
+    Persistence,
+    commit,
+    interleave,
+    readonly,
+    stream,
+)
+from overwinter.errors import ClosedError, CloseError, ReentrantCallError, TurnTimeoutError, UsageError
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -500,3 +510,105 @@ async def test_a_stream_that_is_closed_before_its_first_step_leaves_nobody_waiti
         end = asyncio.create_task(items.aclose())
         assert await outcome(end) is None
         assert isinstance(await outcome(first), ClosedError)
+
+
+class Deaf(Agent):
+    """Keeps the first cancellation to itself."""
+
+    n: int = 0
+
+    @stream(provisional=True)
+    async def numbers(self, more: asyncio.Event):
+        while True:
+            self.n += 1
+            yield self.n
+            with contextlib.suppress(asyncio.CancelledError):
+                await more.wait()
+
+    @interleave
+    async def looks(self, more: asyncio.Event):
+        while True:
+            yield self.n
+            with contextlib.suppress(asyncio.CancelledError):
+                await more.wait()
+
+    @readonly
+    async def read(self) -> int:
+        return self.n
+
+
+@pytest.mark.parametrize("method", [Deaf.numbers, Deaf.looks])
+async def test_a_provisional_stream_that_keeps_a_cancellation_to_itself_ends_all_the_same(method):
+    more = asyncio.Event()
+    async with InstanceManager(Deaf, store=MemoryStore()) as agents:
+        items = agents.call("ada", method, more)
+        await anext(items)
+        await rest()
+        assert await outcome(items.aclose()) is None
+        assert await outcome(agents.call("ada", Deaf.read)) == 0
+
+
+@pytest.mark.parametrize("method", [Deaf.numbers, Deaf.looks])
+async def test_a_provisional_stream_that_keeps_its_timeout_to_itself_ends_all_the_same(method):
+    clock, more = ManualClock(), asyncio.Event()
+    async with InstanceManager(Deaf, store=MemoryStore(), clock=clock, turn_timeout=1) as agents:
+        items = agents.call("ada", method, more)
+        await anext(items)
+        await rest()
+        clock.advance(1)
+        assert isinstance(await outcome(anext(items)), TurnTimeoutError)
+
+
+class Leaver(Agent):
+    """Takes items of a chat inside a turn of its own."""
+
+    async def leave_early(self, chat: Chat, how: str) -> int:
+        if how == "break":
+            async for _ in chat.for_ever():
+                break
+        elif how == "aclose":
+            async with chat.for_ever() as items:
+                await anext(items)
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    async for _ in chat.for_ever():
+                        pass
+        gc.collect()
+        return len(await chat.read())
+
+    async def beside(self, chat: Chat) -> tuple[list[int], int]:
+        async def take() -> list[int]:
+            return [number async for number in chat.count(3)]
+
+        taking = asyncio.create_task(take())
+        await asyncio.sleep(0)
+        said = await chat.read()
+        return await taking, len(said)
+
+
+@pytest.mark.parametrize("how", ["break", "aclose", "timeout"])
+async def test_a_turn_that_left_a_stream_may_call_its_agent(how):
+    async with InstanceManager(Chat, store=MemoryStore(), context=None) as chats, InstanceManager(Leaver) as leavers:
+        assert await outcome(leavers.call("bob", Leaver.leave_early, chats.reference("ada"), how)) >= 0
+
+
+async def test_a_turn_may_call_an_agent_whose_stream_a_task_of_its_own_takes():
+    async with InstanceManager(Chat, store=MemoryStore(), context=None) as chats, InstanceManager(Leaver) as leavers:
+        found = await outcome(leavers.call("bob", Leaver.beside, chats.reference("ada")))
+        assert found == ([0, 1, 2], 0)
+
+
+async def test_a_stream_is_taken_in_the_loop_of_its_manager():
+    async with InstanceManager(Chat, store=MemoryStore(), context=None) as chats:
+        items = chats.call("ada", Chat.count, 3)
+
+        async def take() -> int:
+            return await anext(items)
+
+        with pytest.raises(UsageError, match="another event loop or thread"):
+            await asyncio.to_thread(asyncio.run, take())
+        assert await outcome(anext(items)) == 0
+        with pytest.raises(UsageError, match="another event loop or thread"):
+            await asyncio.to_thread(asyncio.run, take())
+        assert await outcome(anext(items)) == 1

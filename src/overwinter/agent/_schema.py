@@ -159,7 +159,9 @@ class Schema(Generic[A]):
         """Whether the state is certainly still the one that *body* encodes: bytes alone cost a fraction of a check."""
         try:
             return self.repeats and self._write(agent, extras) == body
-        except Exception:  # noqa: BLE001  # encode tells what is wrong with it
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001  # encode tells what is wrong with it
             return False
 
     def _write(self, agent: A, extras: Mapping[str, Any]) -> bytes:

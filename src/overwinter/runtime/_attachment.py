@@ -32,6 +32,7 @@ class Attachment(Generic[A]):
     async def __aenter__(self) -> A:
         if self._task is not None:
             raise UsageError(f"{self._reference!r}: this attachment is in use; call attach() for each block")
+        self._registry.home.check_place()
         task = asyncio.current_task()
         assert task is not None
         self._task, self._who = task, task.get_name()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from asyncio.events import _get_running_loop
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from .._clock import Clock
 from ..agent import Agent, AgentType
-from ..errors import ClosedError, OverwinterError
+from ..errors import ClosedError, OverwinterError, UsageError
 from ..persistence import Keeper
 from ._idle import IdleTracker
 from ._ledger import Terms
@@ -111,7 +112,17 @@ class Home(Generic[A]):
 
     def spawn(self, coroutine: Any, *, context: contextvars.Context | None = None) -> asyncio.Task[Any]:
         """Start a task that nobody's cancellation touches, and keep it from the garbage collector."""
-        return self.keep(asyncio.get_running_loop().create_task(coroutine, context=context))
+        assert self.loop is not None
+        # Not by the loop's task factory: one may start it here and now, in the midst of what we are doing.
+        return self.keep(asyncio.Task(coroutine, loop=self.loop, context=context))
+
+    def check_place(self) -> None:
+        """Raise unless this is the event loop, and so the thread, of the manager."""
+        if _get_running_loop() is not self.loop:
+            raise UsageError(
+                f"the manager of {self.kind.name} belongs to another event loop or thread: "
+                "call it there, for instance with asyncio.run_coroutine_threadsafe"
+            )
 
     async def see_through(self, key: str, doing: str, coroutine: Any) -> None:
         """Await *coroutine* in a task of its own, which goes on if the caller is cancelled.

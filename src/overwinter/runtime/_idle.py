@@ -114,6 +114,10 @@ class IdleTracker(Generic[T]):
                 self._arm()
                 return
             self.forget(member)
-            self._expire(member)
+            try:
+                self._expire(member)
+            except BaseException:
+                self._arm()  # the others are none the worse for it
+                raise
         if not self._closed:
             self._timer = asyncio.get_running_loop().call_soon(self._fire)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from asyncio.events import _get_running_loop
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from .._clock import Timer
 from ..agent import Agent, Method
@@ -38,7 +39,7 @@ from ._lifecycle import CLAIMED, COLD, LIVE, after
 from ._turn import TURN, Turn, Wait, current_turn, waits_for_itself
 from ._turnstile import Turnstile
 
-__all__ = ["BROKEN", "UNSTARTED", "WHOLE", "Performer"]
+__all__ = ["BROKEN", "UNSTARTED", "WHOLE", "Consumer", "Performer"]
 
 A = TypeVar("A", bound=Agent)
 
@@ -48,9 +49,17 @@ WHOLE, UNSTARTED, BROKEN = 0, 1, 2
 UNSTARTED: what its ``on_start`` changed was undone. BROKEN: its state could not be restored after a failed call.
 """
 
-Send = Callable[[Any], Awaitable[None]]
 Elsewhere = Callable[[str, Method, tuple[Any, ...], dict[str, Any], str | None], Awaitable[Any]]
 """Runs a call in whichever life of the agent has its turn next."""
+
+
+class Consumer(Protocol):
+    """Who takes the items of a streaming call."""
+
+    waited_for: Wait
+    """What the call waits for while nobody takes them."""
+
+    async def send(self, item: Any) -> None: ...
 
 
 class Performer(IdleMember, Generic[A]):
@@ -112,6 +121,12 @@ class Performer(IdleMember, Generic[A]):
         return (*writer, *self._beside) if self._beside else writer
 
     @property
+    def holding(self) -> Collection[Turn]:
+        """Those of them that a call to this agent waits for."""
+        running = self.running
+        return [turn for turn in running if not turn.interleaved] if self.state is LIVE else running
+
+    @property
     def busy(self) -> bool:
         """Whether a turn runs, or one may begin that needs nobody's leave: what is made anew is started."""
         return self._writer is not None or bool(self._beside) or self._mending is not None
@@ -122,13 +137,13 @@ class Performer(IdleMember, Generic[A]):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         wait: Wait | None = None,
-        send: Send | None = None,
+        to: Consumer | None = None,
         call_id: str | None = None,
         elsewhere: Elsewhere | None = None,
     ) -> Any:
         """Run one call as a turn, in the caller's task; return its result when what it made or saw is durable.
 
-        A streaming call gives each of its items to *send*, likewise. *wait* is kept up to date for whoever waits.
+        A streaming call gives each of its items to *to*, likewise. *wait* is kept up to date for whoever waits.
         With *elsewhere*, calls that are more than one turn of this life are handed on to it.
 
         Raises:
@@ -138,7 +153,7 @@ class Performer(IdleMember, Generic[A]):
         if elsewhere is not None and (self.state is not LIVE or method.interleave or current_turn() is not None):
             return await elsewhere(self.key, method, args, kwargs, call_id)
         if method.interleave:
-            return await self._run_interleaved(method, args, kwargs, send, wait)
+            return await self._run_interleaved(method, args, kwargs, to, wait)
         readonly, home, turns, ledger = method.readonly, self.home, self.turns, self.ledger
         if self._refusal is not None or ledger.waiters or turns.waiting:
             self._check_bounds(method)
@@ -164,10 +179,10 @@ class Performer(IdleMember, Generic[A]):
                 if wait is not None:
                     wait.on = turn
                 try:
-                    if send is None and call_id is None:  # nearly always: no coroutine of ours in between
+                    if to is None and call_id is None:  # nearly always: no coroutine of ours in between
                         result = await method.function(self.agent, *args, **kwargs)
                     else:
-                        result = await self._body(turn, method, args, kwargs, send, call_id)
+                        result = await self._body(turn, method, args, kwargs, to, call_id)
                     version = self._finish(turn)
                 except BaseException as error:  # noqa: BLE001  # it goes to the caller, below
                     failure = self._failed(turn, error)
@@ -249,19 +264,18 @@ class Performer(IdleMember, Generic[A]):
         method: Method,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        send: Send | None,
+        to: Consumer | None,
         call_id: str | None,
     ) -> Any:
         """A call with a call id, or one that streams."""
         if call_id is not None and not method.readonly:
             return await self._run_once(turn, method, args, kwargs, call_id)
         body = method.function(self.agent, *args, **kwargs)
-        if send is None:
+        if to is None:
             return await body
         turn.streams = True
-        if turn.caller is not None:
-            turn.wait_for(Wait(turn.caller))  # it waits while nobody takes its items
-        return await (self._pass_on(body, send) if method.provisional else self._send_items(turn, body, send))
+        turn.wait_for(to.waited_for)
+        return await (self._pass_on(turn, body, to) if method.provisional else self._send_items(turn, body, to))
 
     async def _run_once(
         self, turn: Turn, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], call_id: str
@@ -278,7 +292,7 @@ class Performer(IdleMember, Generic[A]):
         return result
 
     async def _run_interleaved(
-        self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], send: Send | None, wait: Wait | None
+        self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any], to: Consumer | None, wait: Wait | None
     ) -> Any:
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
         await self.alive(method)
@@ -287,15 +301,14 @@ class Performer(IdleMember, Generic[A]):
         turn = self._begin(True, current_turn())
         self._enlist(turn)
         token = TURN.set(turn)
-        turn.interleaved = True
+        turn.interleaved, turn.streams = True, to is not None
         if wait is not None:
             wait.on = turn
         timer = self._time(turn, f"{method.name}()")
         try:
             body = method.function(self.agent, *args, **kwargs)
-            result = await (body if send is None else self._pass_on(body, send))
-            if turn.aborted is not None:
-                raise turn.aborted  # the body kept the cancellation to itself; what it returned does not count
+            result = await (body if to is None else self._pass_on(turn, body, to))
+            turn.check()
             if self._runs_alone(turn) and not self._settable.issuperset(self.agent.__dict__):
                 raise self._stray()
         except BaseException as error:
@@ -314,10 +327,11 @@ class Performer(IdleMember, Generic[A]):
             effect()
         return result
 
-    async def _pass_on(self, items: AsyncGenerator[Any, None], send: Send) -> None:
+    async def _pass_on(self, turn: Turn, items: AsyncGenerator[Any, None], to: Consumer) -> None:
         async with aclosing(items):
             async for item in items:
-                await send(item)
+                turn.check()
+                await to.send(item)
 
     def _time(self, turn: Turn, what: str) -> Timer | None:
         seconds = self.home.turn_timeout
@@ -344,13 +358,15 @@ class Performer(IdleMember, Generic[A]):
         ledger = self.ledger
         if ledger.down and ledger.putting and not readonly:
             raise StoreUnavailableError(f"{self._who}: the store is unavailable; not called. Try again later")
-        if self._broken:
-            await self._mended()
-        while self.home.shared and self.home.keeper.store is not None:
+        while True:
+            if self._broken:
+                await self._mended()
+            if not self.home.shared or self.home.keeper.store is None:
+                return
             # The store must be asked, or a write of another process would go unseen until our next one.
             if not ledger.clean:
                 if not ledger.gated:
-                    break  # what is only in memory by now is no news to the store
+                    return  # what is only in memory by now is no news to the store
                 await self._when_stored()
                 continue
             known = ledger.revision
@@ -362,21 +378,22 @@ class Performer(IdleMember, Generic[A]):
             if (Expect.ABSENT if head is None else head) != known and ledger.clean:
                 self.lose(None)
                 raise Retired
-            break
+            if not self._broken:  # it may have become so in all that time
+                return
 
     async def _when_stored(self) -> None:
         """Wait for the put that is outstanding: it says what was current when it was made, not what has come since.
 
         Raises:
             Retired: somebody else had written.
-            StoreUnavailableError: it is not stored, and tried again.
+            StoreUnavailableError: it is not stored; it is tried again, or undone.
         """
         try:
             await self.ledger.wait(self.ledger.cur)
         except OverwinterError as error:
             if self.state is not LIVE:
                 raise Retired from None
-            if not self.ledger.clean:
+            if self._broken or not self.ledger.clean:
                 raise StoreUnavailableError(
                     f"{self._who}: the store is unavailable; not called. Try again later"
                 ) from error
@@ -407,7 +424,10 @@ class Performer(IdleMember, Generic[A]):
     def _begin(self, readonly: bool, caller: Turn | None) -> Turn:
         if self.home.winding_up:
             raise ClosedError(f"{self._who}: the manager closes and this call had not begun; it never will")
-        task = asyncio.current_task(self.home.loop)  # to ask for the loop that runs costs as much again
+        loop = self.home.loop
+        if _get_running_loop() is not loop:
+            self.home.check_place()  # the coroutine was carried off to another loop
+        task = asyncio.current_task(loop)
         assert task is not None
         return Turn(task, caller, readonly, self, self.ledger.cur)
 
@@ -416,14 +436,14 @@ class Performer(IdleMember, Generic[A]):
             self._beside = set()
         self._beside.add(turn)
 
-    async def _send_items(self, turn: Turn, items: AsyncGenerator[Any, None], send: Send) -> None:
+    async def _send_items(self, turn: Turn, items: AsyncGenerator[Any, None], to: Consumer) -> None:
         """Each ``yield`` is a commit point: the item leaves when the version that it saw is durable."""
         async with aclosing(items):
             async for item in items:
                 version = self._finish(turn)
                 if self.ledger.gated and version > self.ledger.dur:
                     await self.ledger.wait(version)
-                await send(item)
+                await to.send(item)
 
     async def commit(self, turn: Turn) -> None:
         self._finish(turn)
@@ -442,10 +462,7 @@ class Performer(IdleMember, Generic[A]):
     def _finish(self, turn: Turn) -> int:
         """Make a version of what the turn changed, if it did; return the version that the reply depends on."""
         ledger = self.ledger
-        if turn.aborted is not None:
-            raise turn.aborted  # the body kept the cancellation to itself; what it made does not count
-        if turn.streams and turn.task.cancelling():
-            raise asyncio.CancelledError  # the same, and it was the consumer who left
+        turn.check()
         if ledger.lost:
             raise ledger.lost_to(turn.since)
         if not turn.readonly:
@@ -536,8 +553,10 @@ class Performer(IdleMember, Generic[A]):
         self._drop_strays()
         try:
             kind.schema.restore(agent, body, self.ledger.extras)
-        except Exception as error:  # noqa: BLE001  # a load() of the class's own may raise anything
+        except BaseException as error:  # a load() of the class's own may raise anything
             self._broken = BROKEN
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             self.home.report(self.key, error, "its state could not be restored after a call that failed")
             return
         if kind.mends:
@@ -572,8 +591,7 @@ class Performer(IdleMember, Generic[A]):
         timer = self._time(turn, timed) if timed else None
         try:
             await hook()
-            if turn.aborted is not None:
-                raise turn.aborted  # as above
+            turn.check()
         except BaseException as error:
             if turn.aborted is None:
                 raise

@@ -27,7 +27,7 @@ from ..errors import (
 from ._home import Evicted, Home, Retired
 from ._ledger import not_told
 from ._lifecycle import FREEZING, LIVE, THAWING
-from ._performer import Send
+from ._performer import Consumer
 from ._server import AgentServer
 from ._stream import Stream
 from ._turn import Turn, Wait, current_turn, waits_for_itself
@@ -103,16 +103,16 @@ class Registry(Generic[A]):
         """Run one streaming call, in a task of its own, when its first item is asked for."""
         wait = Wait(None)
 
-        async def produce(send: Send) -> None:
+        async def produce(to: Consumer) -> None:
             while True:
                 server = wait.on = await self.live(key)
                 try:
-                    await server.run(method, args, kwargs, wait, send)
+                    await server.run(method, args, kwargs, wait, to)
                 except Retired:
                     continue
                 return
 
-        return Stream(produce, self.home.spawn, wait)
+        return Stream(self.home, produce, wait)
 
     async def snapshot(self, key: str) -> A:
         """A detached copy of the agent as it is between turns."""
@@ -179,13 +179,13 @@ class Registry(Generic[A]):
             return server  # it was alive just now; where places are few it may have had to leave again
 
     def _waiting_for(self, server: AgentServer[A]) -> AbstractContextManager[None]:
-        """Wait for something of *server*, or raise because it waits for the turn that this is called in."""
+        """Wait for a life to come or go, or raise because that waits for the turn that this is called in."""
         caller = current_turn()
         return _NO_TURN if caller is None else self._waiting_in(caller, server)
 
     @contextmanager
     def _waiting_in(self, caller: Turn, server: AgentServer[A]) -> Generator[None, None, None]:
-        if waits_for_itself(caller, server):
+        if any(waits_for_itself(caller, turn) for turn in server.running):  # also for interleaved ones, as it ends
             raise ReentrantCallError(
                 f"{self.home.kind.name} {server.key!r}: this would wait for the very turn that it is called in: "
                 "inside a turn an agent can't stop, delete or thaw itself, nor what waits for it"

@@ -108,6 +108,7 @@ class AgentServer(Arriving[A]):
 
     def _left(self) -> None:
         self.state = after(self.state, LEFT)
+        self.ledger.lost = True  # whatever of it was left behind
         self.home.hibernated += 1
         self._end()
 
@@ -180,10 +181,11 @@ class AgentServer(Arriving[A]):
             raise self._start_error(error).again() from error.__cause__
 
     async def _make_anew(self) -> None:
+        state = self.state
         if self._broken is UNSTARTED:
             await self._on_stop()  # for what its on_start opened
-        if self.ledger.lost:
-            raise self.ledger.superseded()
+        if self.ledger.lost or self.state is not state:
+            raise Retired
         self.agent = self.home.kind.schema.copy(self.ledger.cur_body, self.ledger.extras)
         vars(self.agent)[KEY] = self.key
         await self._start_up()

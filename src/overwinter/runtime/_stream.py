@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Self, TypeVar
 
 from ..errors import ClosedError, UsageError
+from ._home import Home
 from ._turn import Wait, current_turn
 
 __all__ = ["BUFFER", "Stream"]
@@ -21,9 +22,11 @@ BUFFER = 16
 class _Channel:
     """Items on their way. The producer holds this and not the stream, so that a forgotten stream is collected."""
 
-    __slots__ = ("_room", "_waiter", "ended", "failure", "items")
+    __slots__ = ("_room", "_waiter", "ended", "failure", "items", "waited_for")
 
     def __init__(self) -> None:
+        self.waited_for = Wait(None)
+        """The turn that takes the items, while it does something else."""
         self.items: deque[Any] = deque()
         self.ended = False
         self.failure: BaseException | None = None
@@ -70,10 +73,8 @@ class Stream(Generic[R_co]):
     ``aclose()`` or the end of ``async with``, ends it at once and rolls back to its last ``yield`` or ``commit()``.
     """
 
-    def __init__(
-        self, produce: Callable[[Any], Awaitable[None]], spawn: Callable[[Any], asyncio.Task[Any]], wait: Wait
-    ) -> None:
-        self._produce, self._spawn, self._wait = produce, spawn, wait
+    def __init__(self, home: Home[Any], produce: Callable[[_Channel], Awaitable[None]], wait: Wait) -> None:
+        self._home, self._produce, self._wait = home, produce, wait
         self._channel = _Channel()
         self._task: asyncio.Task[Any] | None = None
         self._closed = False
@@ -84,18 +85,21 @@ class Stream(Generic[R_co]):
     async def __anext__(self) -> R_co:
         if self._closed:
             raise StopAsyncIteration
+        self._home.check_place()
         if self._task is None:
-            self._task = self._spawn(_run(self._produce, self._channel))
+            self._task = self._home.spawn(_run(self._produce, self._channel))
             self._task.add_done_callback(self._channel.stopped)
-        caller = current_turn()
+        caller, waited_for = current_turn(), self._channel.waited_for
         if caller is not None:
             caller.wait_for(self._wait)
+        waited_for.on = None
         try:
             item: R_co = await self._channel.take()
         except asyncio.CancelledError:
             self._leave()
             raise
         else:
+            waited_for.on = caller
             return item
         finally:
             if caller is not None:
@@ -122,11 +126,13 @@ class Stream(Generic[R_co]):
 
     def _leave(self) -> None:
         self._closed = True
+        self._channel.waited_for.on = None
         if self._task is not None:
             self._task.cancel()
 
     def __del__(self) -> None:
         # A `break` leaves the iterator to the garbage collector, which may run in any thread.
+        self._channel.waited_for.on = None
         if self._task is not None and not self._task.done():
             loop = self._task.get_loop()
             if not loop.is_closed():
@@ -137,9 +143,9 @@ def _cut_off() -> ClosedError:
     return ClosedError("this stream had not ended: it was closed, or its manager was")
 
 
-async def _run(produce: Callable[[Any], Awaitable[None]], channel: _Channel) -> None:
+async def _run(produce: Callable[[_Channel], Awaitable[None]], channel: _Channel) -> None:
     try:
-        await produce(channel.send)
+        await produce(channel)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

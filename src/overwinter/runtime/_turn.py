@@ -20,7 +20,7 @@ class Host(Protocol):
     """Where turns run: an agent's server, or its address, whichever life it is in."""
 
     @property
-    def running(self) -> Collection[Turn]: ...
+    def holding(self) -> Collection[Turn]: ...
 
 
 class Performs(Protocol):
@@ -86,6 +86,13 @@ class Turn:
             self._cancelled = True
             self.task.cancel()
 
+    def check(self) -> None:
+        """Raise if it was to end: a body that keeps a cancellation to itself makes nothing that counts."""
+        if self.aborted is not None:
+            raise self.aborted
+        if self.streams and self.task.cancelling():
+            raise asyncio.CancelledError  # it was the consumer who left
+
     def outcome_of_abort(self, error: BaseException) -> BaseException:
         """After the body of an aborted turn ended with *error*: what its caller gets."""
         assert self.aborted is not None
@@ -140,8 +147,8 @@ async def commit() -> None:
         await turn.commit()
 
 
-def waits_for_itself(turn: Turn, host: Host) -> bool:
-    """Whether *host* can't become free before *turn* ends, because what runs there waits, at last, for *turn*."""
+def waits_for_itself(turn: Turn, host: Host | Turn) -> bool:
+    """Whether *host* can't become free, or end, before *turn* does, because it waits, at last, for *turn*."""
     seen: set[Host | Turn] = set()
     todo: list[Host | Turn] = [host]
     while todo:
@@ -154,5 +161,5 @@ def waits_for_itself(turn: Turn, host: Host) -> bool:
         if isinstance(here, Turn):
             todo.extend(wait.on for wait in here.awaits or () if wait.on is not None)
         else:
-            todo.extend(here.running)
+            todo.extend(here.holding)
     return False

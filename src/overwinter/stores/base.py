@@ -173,12 +173,19 @@ class Store(ABC):
         )
 
     async def in_time(self, operation: Awaitable[T], late: type[StoreError] = StoreUnavailableError) -> T:
-        """Await *operation* for ``timeout`` seconds at most; then raise *late*."""
+        """Await *operation* for ``timeout`` seconds at most; then raise *late*, and also if it cancels itself."""
+        task = asyncio.current_task()
+        asked = 0 if task is None else task.cancelling()
         try:
             async with asyncio.timeout(self.timeout):
                 return await operation
         except TimeoutError:
             raise late(f"{type(self).__name__} did not answer within {self.timeout:g} s") from None
+        except asyncio.CancelledError:
+            if task is None or task.cancelling() > asked:
+                raise
+            # Of nobody's asking: a client cancels what is under way when its connection goes.
+            raise late(f"{type(self).__name__} was cancelled before it had an answer") from None
 
     async def _get_in_time(self, key: str) -> Stored | None:
         return await self.in_time(self.get(key))  # begun here: one that was given up before has no coroutine to warn of
