@@ -245,6 +245,84 @@ class LosesSubmits(Durable):
         return done
 
 
+class FetchesNothing(Durable):
+    def fetch(self, key):
+        nothing = asyncio.get_running_loop().create_future()
+        nothing.set_result(None)
+        return nothing
+
+
+class FetchesDamageAsAbsent(Durable):
+    def fetch(self, key):
+        async def fetched():
+            with contextlib.suppress(CorruptRecordError):
+                return await self.get(key)
+
+        return asyncio.ensure_future(fetched())
+
+
+class BeginsToGetWhatWasThereFirst(Durable):
+    first = None
+
+    def begin_get(self, key, done):
+        self.first = self.first or self._records.get(key)
+        asyncio.get_running_loop().call_soon(done, self.first, None)
+
+
+class TellsAGetAtOnce(Durable):
+    def begin_get(self, key, done):
+        done(self._records.get(key), None)
+
+
+class BeginsAndStoresNothing(Durable):
+    def begin_put(self, key, data, *, revision, expected, done):
+        asyncio.get_running_loop().call_soon(done, None)
+
+
+class BeginsWithoutACondition(Durable):
+    def begin_put(self, key, data, *, revision, expected, done):
+        self._records[key] = Stored(data, revision)
+        asyncio.get_running_loop().call_soon(done, None)
+
+
+class BeginsOverDamage(Durable):
+    def begin_put(self, key, data, *, revision, expected, done):
+        found = self._records.get(key)
+        if found is not None and found.data == b"damaged":
+            del self._records[key]
+        super().begin_put(key, data, revision=revision, expected=expected, done=done)
+
+
+class TellsAtOnce(Durable):
+    def begin_put(self, key, data, *, revision, expected, done):
+        try:
+            self.put_now(key, data, revision, expected)
+        except RevisionConflictError as error:
+            done(error)
+        else:
+            done(None)
+
+
+class TellsConflictsTwice(Durable):
+    """Once where it is found, and once where the task ends."""
+
+    def begin_put(self, key, data, *, revision, expected, done):
+        async def put():
+            try:
+                await self.put(key, data, revision=revision, expected=expected)
+            except RevisionConflictError as error:
+                done(error)
+                raise
+
+        asyncio.ensure_future(put()).add_done_callback(lambda task: done(task.exception()))
+
+
+class NeverTellsAConflict(Durable):
+    def begin_put(self, key, data, *, revision, expected, done):
+        put = self.submit(key, data, revision=revision, expected=expected)
+        put.add_done_callback(lambda put: put.exception() or done(None))
+
+
 class CancelsWithItsCaller(Connected):
     def submit(self, key, data, *, revision, expected):
         put = super().submit(key, data, revision=revision, expected=expected)
@@ -596,6 +674,17 @@ class WithoutALock(Folder):
     def write(self, path, content):
         time.sleep(0.01)  # a disk that takes its time
         super().write(path, content)
+
+
+class LocksThreadsOnly(Folder):
+    """Compare and write are one step among the threads of one process."""
+
+    lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def locked(self, key, how):
+        with self.lock:
+            yield
 
 
 class ReadsWhatIsNotFlushed(Folder):

@@ -16,6 +16,7 @@ import bugs
 import pytest
 import twins
 
+from overwinter.errors import UsageError
 from overwinter.stores import Store, Stored
 from overwinter.testing import StoreContract, _contract_crash, _steps
 from overwinter.testing._contract import promises
@@ -158,6 +159,9 @@ class TestJournal(InLog):
 # What is refused, by which test, and what it says then.
 KEYS = "test_keys_are_only_data"
 FLUSHED = "test_what_is_acknowledged_was_flushed"
+READ = "test_what_managers_read_is_what_get_reads"
+BEGUN = "test_what_managers_put_carries_its_outcome"
+DAMAGED = "test_what_is_damaged_is_not_absent_to_managers"
 KILLED = "test_a_kill_at_any_system_call_loses_nothing"
 BUGS = [
     # keys
@@ -180,6 +184,7 @@ BUGS = [
     (bugs.KeepsOldRevision, "test_what_was_put_comes_back", "at another revision"),
     (bugs.SwallowsConflicts, "test_a_create_does_not_overwrite", "a second create must raise"),
     (bugs.WithoutALock, "test_of_two_who_change_one_wins", "exactly one of two racers must win"),
+    (bugs.LocksThreadsOnly, "test_counting_from_two_processes_is_exact", "two processes were told of"),
     (bugs.DecidesABatchByItsBegin, "test_of_one_key_twice_in_a_batch_one_wins", "exactly one of three creates"),
     # deletes
     (bugs.DeletesAnyRevision, "test_delete", "a delete at a stale revision must raise"),
@@ -198,6 +203,16 @@ BUGS = [
     (bugs.DeletesDamageAtAnyRevision, "test_what_is_damaged_is_not_changed_at_a_stale_revision", "a delete at a stale"),
     # batches
     (bugs.LosesSubmits, "test_submitted_puts_carry_their_outcome", "was put and is absent"),
+    (bugs.FetchesNothing, READ, "fetch gave None"),
+    (bugs.BeginsToGetWhatWasThereFirst, READ, "begin_get told"),
+    (bugs.TellsAGetAtOnce, READ, "in a later pass"),
+    (bugs.FetchesDamageAsAbsent, DAMAGED, "fetch of damaged data must raise"),
+    (bugs.BeginsAndStoresNothing, BEGUN, "was put and is absent"),
+    (bugs.BeginsWithoutACondition, BEGUN, "it is a conflict"),
+    (bugs.BeginsOverDamage, DAMAGED, "of a create over damaged data"),
+    (bugs.TellsAtOnce, BEGUN, "in a later pass"),
+    (bugs.TellsConflictsTwice, BEGUN, "must call done once, not 2 times"),
+    (bugs.NeverTellsAConflict, BEGUN, "hangs in a begin_put: done is not called"),
     (bugs.BatchFailsAsAWhole, "test_a_conflict_in_a_batch_fails_alone", "because of another one in its batch"),
     (bugs.OneTemporaryName, "test_many_puts_at_once_all_land", "FileNotFound|Corrupt|than was put"),
     # lives
@@ -206,7 +221,7 @@ BUGS = [
     (bugs.OpensTwice, "test_a_store_is_opened_once_and_closed_by_the_last", "is logged in"),
     (bugs.ClosesWithTheFirst, "test_a_store_is_opened_once_and_closed_by_the_last", "closed"),
     (bugs.AbsentWhenClosed, "test_after_close_nothing_is_reported_as_absent", "or tell the truth, not None"),
-    (bugs.FailsOddlyWhenClosed, "test_before_open_nothing_is_reported_as_absent", "must raise ClosedError, not Attr"),
+    (bugs.FailsOddlyWhenClosed, "test_before_open_nothing_is_reported_as_absent", "must raise UsageError, not Attr"),
     (bugs.LetsEverybodyOwn, "test_an_agent_name_has_one_owner", "a second claim"),
     # cancellation
     (bugs.TearsCancelledPuts, "test_a_put_may_be_cancelled_at_every_await", "must be whole or not at all"),
@@ -264,6 +279,52 @@ def test_a_store_with_a_bug_is_refused(
     said = verdict(kind, name, in_memory)
     assert said is not None, f"{name} does not notice {kind.__name__}"
     assert re.search(why, said), f"{name} refuses {kind.__name__} for another reason: {said}"
+
+
+class SaysNoMoreThanUsage(twins.Durable):
+    """A store of one's own, which has no reason to tell closed from misused."""
+
+    def get_now(self, key):
+        if not self._leases:
+            raise UsageError("not open: use it in async with")
+        return super().get_now(key)
+
+    async def head(self, key):
+        self.get_now(key)
+        return await super().head(key)
+
+    def put_now(self, key, data, revision, expected):
+        self.get_now(key)
+        super().put_now(key, data, revision, expected)
+
+    async def delete(self, key, *, expected):
+        if self._leases:
+            await super().delete(key, expected=expected)
+        else:
+            self.get_now(key)
+
+
+@pytest.mark.parametrize("when", ["before_open", "after_close"])
+def test_a_store_that_is_not_open_may_raise_usage_error(
+    when: str, in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InMemory, "refuses_misuse", True)
+    assert verdict(SaysNoMoreThanUsage, f"test_{when}_nothing_is_reported_as_absent", in_memory) is None
+
+
+class FarAway(twins.Durable):
+    async def get(self, key):
+        await asyncio.sleep(0.001)
+        return await super().get(key)
+
+
+def test_a_store_that_is_only_slow_may_be_given_more_time(in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert verdict(FarAway, KEYS, in_memory) is None
+    monkeypatch.setattr(InMemory, "limit", 0.1)
+    said = verdict(FarAway, KEYS, in_memory)
+    assert (
+        said == "this test was not done in 0.1 s: if the store is right and only slow, give the contract a higher limit"
+    )
 
 
 @pytest.mark.parametrize("in_ci", [False, True])

@@ -50,7 +50,7 @@ def test_a_bug_is_named_and_the_status_says_so(capsys: pytest.CaptureFixture[str
 
 def test_an_error_of_the_store_is_told_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{__name__}:FailsOddlyWhenClosed", "-k", "before open"]) == 1
-    assert "must raise ClosedError, not AttributeError" in capsys.readouterr().out
+    assert "must raise UsageError, not AttributeError" in capsys.readouterr().out
     assert main([f"{__name__}:ListsALiveDictionary", "-k", "come and go"]) == 1
     assert "RuntimeError: dictionary changed size during iteration (at bugs.py:" in capsys.readouterr().out
 

@@ -19,6 +19,7 @@ from overwinter.errors import (
     CorruptRecordError,
     OutcomeUnknownError,
     RevisionConflictError,
+    StoreInUseError,
     StoreUnavailableError,
 )
 from overwinter.stores import Durability, Expect, MemoryStore, Store, Stored
@@ -336,7 +337,10 @@ class Folder(Store):
 
 
 class Journal(Store):
-    """A log of changes in one file, and the newest in memory. Puts that wait share one write and one flush."""
+    """A log of changes in one file, and the newest in memory. Puts that wait share one write and one flush.
+
+    A second process is refused, since nobody would tell it what the first one wrote.
+    """
 
     durability = Durability.HOST
     file = None
@@ -347,6 +351,11 @@ class Journal(Store):
     async def open(self):
         new = not self.path.exists()
         self.file = self.path.open("ab+", buffering=0)
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.close()
+            raise StoreInUseError("another process has the log, which only one may write") from None
         if new:
             descriptor = os.open(self.path.parent, os.O_RDONLY)
             os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The child process of the contract: it writes and says what was acknowledged, until it is killed.
+"""The child process of the contract: it writes and says what was acknowledged, until it is killed or has done its work.
 
 This file knows the store protocol and one line of output per event. Each line is one system call, so what was said is
 said even if the next thing that happens is the end.
@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import OutcomeUnknownError, RevisionConflictError, StoreError, StoreUnavailableError, UsageError
 from ..stores.base import Expect, Revision, Store
 from ._factory import Factory, from_arguments, store_of
 
@@ -25,6 +25,7 @@ __all__ = ["content", "main", "step_of", "tell", "wait_for_a_tracer"]
 _DELETES = 5  # each fifth step deletes
 _TRACED = 6
 _HANGS = 30  # seconds
+_COUNTS = 0.3  # seconds for which two processes count
 _PR_SET_PTRACER = 0x59616D61
 
 
@@ -193,6 +194,38 @@ def _outcome(store: Store, revision: Revision) -> int:
     return 1 if stored is not None and stored.revision == revision else 3
 
 
+# ---------------------------------------------------------------- to be raced
+
+
+async def count(factory: Factory, key: str) -> None:
+    """Count under *key* for a while, beside another process; say how often it was told that it did, and may have."""
+    try:
+        store = store_of(factory)
+        await store.__aenter__()
+        await store.claim("counts", shared=True, wait=0)  # as managers of several processes do
+    except StoreError:
+        say("refused")
+        raise
+    told = unknown = 0
+    say("ready")
+    await asyncio.to_thread(sys.stdin.readline)
+    end = time.monotonic() + _COUNTS
+    while time.monotonic() < end:
+        try:
+            stored = await store.get(key)
+            value = 0 if stored is None else int(stored.data)
+            expected = Expect.ABSENT if stored is None else stored.revision
+            await store.put(key, b"%d" % (value + 1), revision=os.urandom(16), expected=expected)
+            told += 1
+        except OutcomeUnknownError:
+            unknown += 1
+        except (RevisionConflictError, StoreUnavailableError):
+            await asyncio.sleep(0)
+    await store.release("counts")
+    await store.__aexit__(None, None, None)
+    say(told, unknown)
+
+
 _MODES: dict[str, Callable[..., Awaitable[None]]] = {"write": write, "trace": trace, "fork": fork}
 
 
@@ -203,6 +236,8 @@ def main() -> None:
     factory = from_arguments(rest[end + 1 :])
     if mode == "write often":
         write_often(factory, *rest[:end])
+    elif mode == "count":
+        asyncio.run(count(factory, *rest[:end]))
     else:
         asyncio.run(_with(factory, _MODES[mode], *rest[:end]))
 

@@ -77,10 +77,10 @@ class CrashTests(Hooks):
         assert lines[-1:] == [killed], f"the child ended by itself{child.errors()}"
 
     def _process(self) -> Factory:
-        return asyncio.run(limited(self._need_durability(Durability.PROCESS)))
+        return asyncio.run(limited(self._need_durability(Durability.PROCESS), self.limit))
 
     def _traceable(self, least: Durability) -> Factory:
-        factory = asyncio.run(limited(self._need_durability(least, skip_network=True)))
+        factory = asyncio.run(limited(self._need_durability(least, skip_network=True), self.limit))
         if shutil.which(STRACE[0]) is None:
             why = f"strace is not installed, so nothing was checked of Durability.{least.name}: install it"
             if os.environ.get("CI"):
@@ -106,7 +106,7 @@ class CrashTests(Hooks):
             key, _, step = rest.rpartition(" ")
             steps = done if word == "done" else seen
             steps[key] = max(int(step), steps[key])
-        asyncio.run(limited(self._compare(done, seen)))
+        asyncio.run(limited(self._compare(done, seen), self.limit))
 
     async def _compare(self, done: dict[str, int], seen: dict[str, int]) -> None:
         async with await self.make_store() as store:

@@ -10,8 +10,8 @@ import contextlib
 import unittest
 
 from ..errors import RevisionConflictError
-from ..stores.base import Expect, Store, Stored
-from ._checks import SOME, contract_test, holds, new_revision, open_files, refused
+from ..stores.base import Done, Expect, Store, Stored
+from ._checks import SOME, begun, contract_test, holds, new_revision, open_files, refused
 from ._hooks import Hooks
 from ._keys import hostile_keys, hostile_prefixes
 from ._listing import can_list, listed
@@ -118,7 +118,31 @@ class ListingTests(Hooks):
 
 
 class BatchTests(Hooks):
-    """Puts that travel together fare each for itself."""
+    """What managers begin has the outcome of a plain call; puts that travel together fare each for itself."""
+
+    @contract_test
+    async def test_what_managers_read_is_what_get_reads(self) -> None:
+        """They call ``begin_get``, which a store may override beside ``fetch`` and ``get``."""
+        async with await self.make_store() as store:
+            await _reads(store, None)
+            first, second = new_revision(), new_revision()
+            await store.put(SOME, b"first", revision=first, expected=Expect.ABSENT)
+            await _reads(store, Stored(b"first", first))
+            await store.put(SOME, b"", revision=second, expected=first)
+            await _reads(store, Stored(b"", second))
+            await store.delete(SOME, expected=second)
+            await _reads(store, None)
+
+    @contract_test
+    async def test_what_managers_put_carries_its_outcome(self) -> None:
+        """They call ``begin_put``, which a store may override beside ``submit`` and ``put``."""
+        async with await self.make_store() as store:
+            first, second = new_revision(), new_revision()
+            await _puts(store, b"first", first, Expect.ABSENT)
+            await _puts(store, b"second", second, first)
+            for expected in (Expect.ABSENT, first, new_revision()):
+                await _puts(store, b"stale", new_revision(), expected, refused=True)
+                await holds(store, SOME, b"second", second)
 
     @contract_test
     async def test_submitted_puts_carry_their_outcome(self) -> None:
@@ -207,6 +231,26 @@ class BatchTests(Hooks):
             )  # fmt: skip
             for key, new in revisions.items():
                 await holds(store, key, key.encode() * 60_000, new)
+
+
+async def _reads(store: Store, wanted: Stored | None) -> None:
+    """Read by each way that managers have."""
+    fetched = await within(store.fetch(SOME), "in a fetch")
+    assert fetched == wanted, f"fetch gave {fetched!r} where {wanted!r} is stored"
+    got = await begun(lambda done: store.begin_get(SOME, done), "begin_get")
+    assert got == (wanted, None), f"begin_get told {got!r} where {wanted!r} is stored"
+
+
+async def _puts(store: Store, data: bytes, new: bytes, expected: bytes | Expect, *, refused: bool = False) -> None:
+    def begin(done: Done) -> None:
+        store.begin_put(SOME, data, revision=new, expected=expected, done=done)
+
+    (error,) = await begun(begin, "begin_put")
+    if refused:
+        assert isinstance(error, RevisionConflictError), f"begin_put told {error!r} of a stale put: it is a conflict"
+        return
+    assert error is None, f"begin_put told {error!r} of a put that fits"
+    await holds(store, SOME, data, new)
 
 
 async def _fill(store: Store, revisions: dict[str, bytes]) -> None:

@@ -1,17 +1,19 @@
 """The part of the contract that is about conditions: what is expected decides, and of two who write one wins.
 
-This file knows the store protocol only.
+This file knows the store protocol, and what a child process says that counts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import unittest
 from collections.abc import Awaitable
 
 from ..errors import RevisionConflictError, UsageError
-from ..stores.base import Expect, Revision, Store, Stored
-from ._checks import SOME, contract_test, holds, new_revision, race, refused
+from ..stores.base import Durability, Expect, Revision, Store, Stored
+from ._checks import SOME, contract_test, holds, limited, new_revision, race, refused
 from ._hooks import Hooks
+from ._processes import Child
 
 __all__ = ["RaceTests", "RevisionTests"]
 
@@ -133,7 +135,7 @@ async def _not_taken_for(late: Awaitable[None], other: Revision, revision: Revis
 
 
 class RaceTests(Hooks):
-    """Compare and write are one step, between handles and beside each other."""
+    """Compare and write are one step, between handles, processes and beside each other."""
 
     @contract_test
     async def test_of_two_who_create_one_wins(self) -> None:
@@ -182,6 +184,27 @@ class RaceTests(Hooks):
             stored = await other.get(SOME)
         assert stored is not None, f"{SOME!r} was put and is absent"
         assert int(stored.data) == 3 * _ROUNDS, f"{3 * _ROUNDS} increments that were acknowledged made {stored.data!r}"
+
+    def test_counting_from_two_processes_is_exact(self) -> None:
+        """What keeps two threads apart may know nothing of another process."""
+        factory = asyncio.run(limited(self._need_durability(Durability.PROCESS), self.limit))
+        with Child("count", factory, SOME) as one, Child("count", factory, SOME) as other:
+            ready = [child.line() for child in (one, other)]
+            for child in (one, other):
+                child.say("go")
+            lines = [line for child in (one, other) for line in child.rest()]
+        if ready.count("refused") == 1:
+            raise unittest.SkipTest("this store refuses a second process while another one has it open")
+        assert ready == ["ready"] * 2, f"a child could not begin to count{one.errors()}{other.errors()}"
+        assert len(lines) == 2, f"a child failed while it counted{one.errors()}{other.errors()}"
+        told, unknown = (sum(map(int, each)) for each in zip(*map(str.split, lines), strict=True))
+        asyncio.run(limited(self._counted(told, unknown), self.limit))
+
+    async def _counted(self, told: int, unknown: int) -> None:
+        async with await self.make_store() as store:
+            stored = await store.get(SOME)
+        value = 0 if stored is None else int(stored.data)
+        assert told <= value <= told + unknown, f"two processes were told of {told} increments, which made {value}"
 
     @contract_test
     async def test_readers_see_whole_records_beside_a_writer(self) -> None:

@@ -10,7 +10,7 @@ import unittest
 
 from ..errors import CorruptRecordError, OutcomeUnknownError, RevisionConflictError, StoreUnavailableError
 from ..stores.base import Expect, Store, Stored
-from ._checks import SOME, contract_test, holds, new_revision, not_absent, not_replaced
+from ._checks import SOME, begun, contract_test, holds, new_revision, not_absent, not_replaced
 from ._hooks import Hooks
 from ._steps import within
 
@@ -47,6 +47,27 @@ class CorruptionTests(Hooks):
                 raise AssertionError(f"damaged data must raise CorruptRecordError, not return {stored!r}")
             await not_replaced(store)
             await holds(store, "beside", b"it", b"beside it always")
+
+    @contract_test
+    async def test_what_is_damaged_is_not_absent_to_managers(self) -> None:
+        await self._damage()
+        async with await self.make_store() as store:
+            try:
+                stored = await store.fetch(SOME)
+            except CorruptRecordError:
+                pass
+            else:
+                raise AssertionError(f"fetch of damaged data must raise CorruptRecordError, not give {stored!r}")
+            got = await begun(lambda done: store.begin_get(SOME, done), "begin_get")
+            assert isinstance(got[1], CorruptRecordError), f"begin_get told {got!r} of damaged data"
+            new = new_revision()
+            (error,) = await begun(
+                lambda done: store.begin_put(SOME, b"fresh", revision=new, expected=Expect.ABSENT, done=done),
+                "begin_put",
+            )
+            assert isinstance(error, (RevisionConflictError, CorruptRecordError)), (
+                f"begin_put told {error!r} of a create over damaged data"
+            )
 
     @contract_test
     async def test_the_head_of_what_is_damaged_is_not_absent(self) -> None:

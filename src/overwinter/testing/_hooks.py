@@ -29,6 +29,9 @@ class Hooks:
     many = 1050
     """How many keys are listed: more than a page, which is 1,000 keys in most services."""
 
+    limit: float = 60.0
+    """Seconds that one test may take, of some hundred calls: a store far away may need more."""
+
     async def make_store(self) -> Store:
         """Return a store, not opened, with nothing stored at the begin of each test.
 

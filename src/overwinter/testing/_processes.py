@@ -31,7 +31,7 @@ class Child:
         paths = [str(Path(path).resolve()) for path in sys.path if Path(path).exists()]
         self.process = subprocess.Popen(  # noqa: S603  # ourselves
             [*under, sys.executable, "-c", _START, mode, *options, "--", *to_arguments(factory)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},  # it must find the same store
@@ -49,7 +49,10 @@ class Child:
         self._watch.cancel()
         self.kill()
         assert self.process.stdout is not None
+        assert self.process.stdin is not None
         self.process.stdout.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self._watch.join()
         self._errors.seek(0)
         self._wrote = self._errors.read().decode(errors="replace")
@@ -59,6 +62,13 @@ class Child:
         """Wait for the next line; empty at the end."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().rstrip("\n")
+
+    def say(self, word: str) -> None:
+        """Write a line that the child may wait for; one that has ended needs none."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(word + "\n")
+            self.process.stdin.flush()
 
     def until(self, word: str) -> list[str]:
         """Wait for a line that begins with *word*, or the end; the lines that came until then, and with it."""
