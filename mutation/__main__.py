@@ -28,7 +28,7 @@ from . import PACKAGE, ROOT, SUBJECTS
 from ._changes import Change, changes
 from ._report import ALIVE, page, words
 from ._tests import Tests, collected, run_tests, watch_tests
-from ._trials import ELSEWHERE, IMPOSSIBLE, Outcome, Say, forked, run_trials
+from ._trials import ELSEWHERE, IMPOSSIBLE, KILLED, UNCOLLECTED, Outcome, Say, forked, run_trials
 
 RESULTS, REPORT = ROOT / "build" / "mutation.jsonl", ROOT / "build" / "mutation.md"
 KNOWN = ROOT / "build" / "mutation-tests.json"
@@ -106,7 +106,7 @@ class _Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Gives the module of a fault when it is imported."""
 
     def __init__(self, fault: Fault) -> None:
-        self.fault, self.failed = fault, False
+        self.fault, self.loaded, self.failed = fault, False, False
         dotted = fault.module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         self.name = f"overwinter.{dotted}"
 
@@ -124,6 +124,7 @@ class _Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         except BaseException:
             self.failed = True
             raise
+        self.loaded = True
 
 
 def try_at_import(fault: Fault, names: Sequence[str], say: Say) -> int:
@@ -135,7 +136,7 @@ def try_at_import(fault: Fault, names: Sequence[str], say: Say) -> int:
     try:
         collected(lambda tests: status.append(run_tests(tests, names, say)), files)
     except RuntimeError:
-        return IMPOSSIBLE if importer.failed else 1
+        return IMPOSSIBLE if importer.failed else UNCOLLECTED if importer.loaded else KILLED
     return status[0]
 
 
@@ -248,7 +249,7 @@ def run(faults: list[Fault], jobs: int) -> None:
             if outcome.what == "elsewhere":
                 left.append((number, judges.of(faults[number])))
                 return
-            if outcome.by:
+            if outcome.by and outcome.what != "broken":
                 judges.note(faults[number], outcome.by)
             progress.note(faults[number], outcome)
 
@@ -287,25 +288,32 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("patterns", metavar="PATTERN", nargs="*", help="only these: 'runtime/_gate.py*', '*flush*'")
     parser.add_argument("--sample", type=int, metavar="N", help="so many of them, chosen at random")
     parser.add_argument("--seed", type=int, default=0, help="of that choice (default: 0)")
-    parser.add_argument("--survivors", action="store_true", help="only those that survived last time")
+    parser.add_argument("--survivors", action="store_true", help="only those that survived last time, or broke")
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time (default: all cores)"
     )
     parser.add_argument("--least", type=float, default=80.0, help="percent to be found, or the exit status is 1")
     parser.add_argument("--list", action="store_true", help="show the faults, and make none")
     options = parser.parse_args(arguments)
+    if options.sample is not None and options.sample < 1:
+        parser.error(f"a sample has 1 fault or more, not {options.sample}")
     every = find_faults()
     faults = every
     if options.patterns:
         faults = [f for f in faults if any(fnmatch.fnmatchcase(f.name, f"{p}*") for p in options.patterns)]
+        if not faults:
+            parser.error(f"no fault is called {' or '.join(map(repr, options.patterns))}: see --list")
     if options.survivors:
         last = results()
-        faults = [fault for fault in faults if fault.name in last and last[fault.name]["what"] in ALIVE]
+        faults = [fault for fault in faults if fault.name in last and last[fault.name]["what"] in (*ALIVE, "broken")]
     if options.sample is not None and options.sample < len(faults):
         chosen = random.Random(options.seed).sample(range(len(faults)), options.sample)  # noqa: S311
         faults = [faults[number] for number in sorted(chosen)]
-    if options.list or not faults:
+    if options.list:
         print("\n".join(fault.name for fault in faults))
+        return 0
+    if not faults:
+        print("none of them survived last time")
         return 0
     for module in ("apsw", "attrs", "hypothesis", "msgspec", "pydantic"):
         importlib.import_module(module)  # once, not for each fault

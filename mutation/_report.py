@@ -24,11 +24,14 @@ def words() -> dict[str, str]:
 
 
 def page(found: dict[str, dict[str, Any]], known: dict[str, str]) -> tuple[str, float]:
-    """The report in Markdown, and how many percent were found, of those that are not equivalent or impossible."""
+    """The report in Markdown, and how many percent were found, of those that are possible and were judged."""
     rows: dict[str, list[int]] = {}
     survivors: dict[str, list[str]] = {}
     for name, outcome in found.items():
         if outcome["what"] == "impossible":
+            continue
+        if outcome["what"] == "broken":
+            survivors.setdefault("broken, and not counted: it ended before a test judged it", []).append(name)
             continue
         row = rows.setdefault(name.partition(" | ")[0], [0, 0, 0, 0])
         row[0] += 1
@@ -39,14 +42,18 @@ def page(found: dict[str, dict[str, Any]], known: dict[str, str]) -> tuple[str, 
         survivors.setdefault(word, []).append(name)
         row[2] += 1
         row[3] += word.startswith("equivalent")
-    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    rows["all"] = [sum(row[column] for row in rows.values()) for column in range(4)]
     text = [
         "| module | faults | found | survived | of these equivalent | found |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for module, (total, killed, alive, same) in rows.items():
-        text.append(f"| {module} | {total} | {killed} | {alive} | {same} | {100 * killed / total:.1f} % |")
+        text.append(f"| {module} | {total} | {killed} | {alive} | {same} | {_percent(killed, total):.1f} % |")
     for word, names in sorted(survivors.items(), key=lambda pair: (pair[0].startswith("equivalent"), pair[0])):
         text += ["", f"**{word}** ({len(names)})", "", *(f"* {name}" for name in names)]
     total, killed, *_ = rows["all"]
-    return "\n".join(text) + "\n", 100 * killed / total
+    return "\n".join(text) + "\n", _percent(killed, total)
+
+
+def _percent(killed: int, total: int) -> float:
+    return 100 * killed / total if total else 0.0

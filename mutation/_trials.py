@@ -17,7 +17,7 @@ from typing import Any
 
 __all__ = ["Outcome", "Say", "forked", "run_trials"]
 
-SURVIVED, KILLED, IMPOSSIBLE, ELSEWHERE = 0, 1, 2, 3  # exit statuses
+SURVIVED, KILLED, IMPOSSIBLE, ELSEWHERE, UNCOLLECTED = 0, 1, 2, 3, 4  # exit statuses
 _WITHOUT_TEST: dict[int | None, str] = {SURVIVED: "survived", IMPOSSIBLE: "impossible", ELSEWHERE: "elsewhere"}
 PATIENCE, TIMES = 6.0, 5  # seconds that any test may take here, and how often what it takes without a fault
 CPU = 600  # seconds of a processor that all tests of one fault may take
@@ -30,7 +30,9 @@ class Outcome:
     """What became of one fault."""
 
     what: str
-    """``survived``, ``killed``, ``hung`` (killed, for a test took too long) or ``impossible``: it can't be imported."""
+    """``survived``, ``killed``, ``hung`` (killed, for a test took too long), ``impossible``: it can't be imported, or
+    ``broken``: no test judged it.
+    """
     by: str = ""
     seconds: float = 0.0
 
@@ -134,4 +136,11 @@ def _outcome(child: Any, status: int | None) -> Outcome:
     by = child.tests[child.at] if child.at >= 0 else ""
     if status in _WITHOUT_TEST:
         return Outcome(_WITHOUT_TEST[status], "", seconds)
-    return Outcome("hung" if status is None else "killed", by, seconds)
+    if status is None:  # in an endless loop, be it at import: who runs the tests notices
+        return Outcome("hung", by, seconds)
+    if status == UNCOLLECTED:
+        return Outcome("killed", "collecting the tests", seconds)
+    # The kernel ends who has used up the memory, which others may have taken, or its time, which is that of all tests.
+    # Other signals are the process's own doing, as of a test that sends itself one which nobody handles any more.
+    outside = status in (-signal.SIGKILL, -signal.SIGXCPU)
+    return Outcome("broken" if outside or child.at < 0 else "killed", by, seconds)

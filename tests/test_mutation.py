@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import sys
 import time
 from functools import partial
@@ -13,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mutation.__main__ import Fault, Judges, find_faults  # noqa: E402
+from mutation.__main__ import Fault, Judges, find_faults, main  # noqa: E402
 from mutation._changes import changes  # noqa: E402
 from mutation._report import page  # noqa: E402
 from mutation._trials import Outcome, run_trials  # noqa: E402
@@ -64,19 +66,28 @@ def test_a_fault_that_no_test_finds_survives_and_one_that_hangs_does_not(monkeyp
     monkeypatch.setattr("mutation._trials.PATIENCE", 0.3)
 
     def work(what: str, say) -> int:
+        if what == "raises early":
+            raise MemoryError
         say(0)
+        if what == "out of memory":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "terminates":
+            os.kill(os.getpid(), signal.SIGTERM)
         if what == "hung":
             time.sleep(60)
         if what == "raises":
             raise KeyboardInterrupt
-        return {"survived": 0, "killed": 1, "impossible": 2}[what]
+        return {"survived": 0, "killed": 1, "impossible": 2, "uncollected": 4}[what]
 
-    asked = ["survived", "killed", "hung", "raises", "impossible", "survived"]
+    asked = {
+        "survived": "survived", "killed": "killed", "hung": "hung", "raises": "killed", "impossible": "impossible",
+        "terminates": "killed", "uncollected": "killed", "out of memory": "broken", "raises early": "broken",
+    }  # fmt: skip
     found: dict[int, Outcome] = {}
     todo = [partial(lambda n, what: (n, ["test"], partial(work, what)), n, what) for n, what in enumerate(asked)]
     run_trials(todo, {"test": 0.01}, 2, found.__setitem__)
-    assert [found[n].what for n in range(6)] == ["survived", "killed", "hung", "killed", "impossible", "survived"]
-    assert found[1].by == "test"
+    assert {what: found[number].what for number, what in enumerate(asked)} == asked
+    assert (found[1].by, found[6].by) == ("test", "collecting the tests")
 
 
 def test_those_judge_that_execute_the_line_and_whoever_found_its_neighbour_comes_first(faults: list[Fault]) -> None:
@@ -99,8 +110,19 @@ def test_the_report_counts_and_gives_survivors_their_word() -> None:
         "b.py | g | x removed": {"what": "not reached"}, "b.py | g | y removed": {"what": "hung"},
         "b.py |  | z": {"what": "impossible"},
     }  # fmt: skip
+    found["b.py | g | w"] = {"what": "broken"}
     text, percent = page(found, {"a.py | f | 1 -> 0": "equivalent: nobody looks"})
     assert percent == 50
     assert "| a.py | 2 | 1 | 1 | 1 | 50.0 % |" in text
     assert "**equivalent: nobody looks** (1)" in text
     assert "**no test executes it** (1)" in text
+    assert "| all | 4 | 2 | 2 | 1 | 50.0 % |" in text
+    assert "**broken, and not counted: it ended before a test judged it** (1)" in text
+    assert page({"b.py | g | w": {"what": "broken"}}, {})[1] == 0
+
+
+@pytest.mark.parametrize("arguments", [["no/such/module*"], ["--sample", "0"], ["--sample", "-1"]])
+def test_what_tries_no_fault_is_no_success(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
