@@ -24,6 +24,25 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- report -->", "<!-- end of report -->"
 MANY = 12
 """Cases of one test, above which the report has one row for all."""
+TRIED = frozenset(
+    {
+        "agents",
+        "cancellations",
+        "cases",
+        "disks",
+        "flips",
+        "keys",
+        "kills",
+        "operations",
+        "races",
+        "records",
+        "runs",
+        "states",
+        "troubles",
+        "truncations",
+    }
+)
+"""What a test does to see whether anything breaks: one that did none of it has shown nothing."""
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -64,6 +83,11 @@ class Proof:
             word = name.replace("_", " ")
             self.counts[word] = self.counts.get(word, 0) + number
 
+    def check(self) -> None:
+        """Fail a test that tried nothing of what it says that it tries."""
+        none = [word for word, number in self.counts.items() if word in TRIED and not number]
+        assert not none, f"it passed with 0 {', 0 '.join(none)}: nothing was tried"
+
 
 class Report:
     """What all proofs of a run tried; it gathers from every process that runs tests."""
@@ -93,8 +117,9 @@ class Report:
 
     def table(self) -> str:
         took = dt.datetime.now(dt.UTC) - self.began
-        tests = f"{len(self.rows) + self.silent} tests in {took.total_seconds() / 60:.0f} minutes"
-        what = f"{tests}, {self.violations()} violations, seed {self.config.option.seed}"
+        skipped = sum(outcome == "skipped" for _, outcome, _ in self.rows.values())
+        tests = f"{len(self.rows) + self.silent - skipped} tests in {took.total_seconds() / 60:.0f} minutes"
+        what = f"{tests}, {self.violations()} violations, {skipped} skipped, seed {self.config.option.seed}"
         lines = [f"{self.began:%Y-%m-%d}, `make soak`: {what}. {machine()}.", ""]
         lines += ["| proof | tried and seen | violations | seconds |", "| --- | --- | ---: | ---: |"]
         for name, (counts, outcome, seconds) in sorted(self.merged().items()):
@@ -117,10 +142,12 @@ class Report:
             for name in names:
                 for what, number in self.rows[name][0].items():
                     total[what] = total.get(what, 0) + number
-            failed = [name for name in names if self.rows[name][1] == "failed"]
-            found[f"{test}[{len(names)} cases]"] = (
-                total, ", ".join(failed) or "0", sum(self.rows[name][2] for name in names)
-            )  # fmt: skip
+            outcomes = [self.rows[name][1] for name in names]
+            said = [name for name, outcome in zip(names, outcomes, strict=True) if outcome == "failed"]
+            if skipped := outcomes.count("skipped"):
+                said = (said or ["0"] * (skipped < len(names))) + [f"{skipped} skipped"]
+            seconds = sum(self.rows[name][2] for name in names)
+            found[f"{test}[{len(names)} cases]"] = (total, ", ".join(said) or "0", seconds)
         return found
 
     def violations(self) -> int:

@@ -179,8 +179,9 @@ def disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
 
 
 @pytest.fixture
-def proof(request: pytest.FixtureRequest) -> Proof:
+def proof(request: pytest.FixtureRequest) -> Iterator[Proof]:
     """How much to try, chance, and the count of what was tried."""
     proof = Proof(request)
     request.node.user_properties.append(("proof", proof.counts))
-    return proof
+    yield proof
+    proof.check()
