@@ -24,24 +24,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- report -->", "<!-- end of report -->"
 MANY = 12
 """Cases of one test, above which the report has one row for all."""
-TRIED = frozenset(
-    {
-        "agents",
-        "cancellations",
-        "cases",
-        "disks",
-        "flips",
-        "keys",
-        "kills",
-        "operations",
-        "races",
-        "records",
-        "runs",
-        "states",
-        "troubles",
-        "truncations",
-    }
-)
+TRIED = frozenset({
+    "agents", "cancellations", "cases", "disks", "flips", "keys", "kills", "operations", "races",
+    "records", "runs", "states", "troubles", "truncations",
+})  # fmt: skip
 """What a test does to see whether anything breaks: one that did none of it has shown nothing."""
 
 
