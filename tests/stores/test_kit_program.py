@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import bugs
 import pytest
+import twins
 from test_contract_bites import InMemory
 
+from overwinter.stores import Store
 from overwinter.testing import StoreContract
 from overwinter.testing._contract import promises
 from overwinter.testing._matrix import ROWS, matrix
@@ -26,6 +30,34 @@ class FailsOddlyWhenClosed(InMemory):
 
 class ListsALiveDictionary(InMemory):
     kind = bugs.ListsALiveDictionary
+
+
+class LooksForItsFolder(twins.Folder):
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}: make it first")
+        (folder / "made at once").mkdir(exist_ok=True)
+        super().__init__(folder)
+
+
+class SetUpLikePytest(InMemory):
+    """With hooks in each form that pytest calls."""
+
+    def setup_method(self, method: Callable[[], None]) -> None:
+        self.kind = bugs.EmptyIsAbsent if "empty" in method.__name__ else twins.Durable
+
+    def teardown_method(self) -> None:
+        assert self.store
+
+
+class WithoutAServer(StoreContract):
+    async def make_store(self) -> Store:
+        pytest.skip("no server here")
+
+
+class WithoutAServerInCi(StoreContract):
+    async def make_store(self) -> Store:
+        pytest.fail("no server in CI")
 
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -60,6 +92,28 @@ def test_each_promise_begins_with_a_folder_of_its_own() -> None:
     assert main(["sqlite:///{folder}/a.db", "-k", "stored at first", "-k", "create"]) == 0
 
 
+def test_a_store_may_look_at_its_folder_when_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert main([f"{__name__}:LooksForItsFolder", "-k", "stored at first"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hooks_are_called_as_pytest_calls_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{__name__}:SetUpLikePytest", "-k", "empty_data", "-k", "what was put"]) == 1
+    out = capsys.readouterr().out
+    assert "ok      what was put comes back\n" in out
+    assert "FAILED  empty data is not absent: 'some key' was put and is absent" in out
+
+
+def test_a_hook_may_skip_or_fail_as_pytest_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{__name__}:WithoutAServer", "-k", "stored at first", "-k", "event loop"]) == 0
+    out = capsys.readouterr().out
+    assert "skipped nothing is stored at first: no server here\n" in out
+    assert "0 promises kept, 0 broken, 3 not tested" in out
+    assert main([f"{__name__}:WithoutAServerInCi", "-k", "stored at first"]) == 1
+    assert "FAILED  nothing is stored at first: " in capsys.readouterr().out
+
+
 def test_a_contract_may_be_named_instead_of_a_store(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test_contract_bites:OnDisk", "-k", "damaged"]) == 0
     assert "0 not tested" in capsys.readouterr().out  # it can corrupt
@@ -81,6 +135,7 @@ def test_the_list_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (["ftp://x/{name}"], "scheme"),
         (["sqlite:////tmp/one-for-all.db"], "begin with nothing stored"),
         (["memory://", "-k", "no such promise"], "see --list"),
+        (["test_contract_bites:OnDisk", "/srv/agents", "x"], "takes no arguments: '/srv/agents x' is too much"),
     ],
 )
 def test_what_can_not_be_run_is_said(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:

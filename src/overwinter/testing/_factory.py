@@ -14,7 +14,16 @@ from typing import Any, TypeAlias
 from ..errors import UsageError
 from ..stores import Store, from_url
 
-__all__ = ["Factory", "find", "from_arguments", "is_url", "needs_argument", "store_of", "to_arguments"]
+__all__ = [
+    "Factory",
+    "find",
+    "from_arguments",
+    "is_url",
+    "needs_argument",
+    "store_of",
+    "takes_argument",
+    "to_arguments",
+]
 
 Factory: TypeAlias = str | tuple[str | Path, ...]
 """``"sqlite:////tmp/a.db"``, ``"my.module:make"``, or ``("my.module:MyStore", tmp_path)``."""
@@ -55,14 +64,20 @@ def find(name: str) -> Callable[..., Any]:
 
 def needs_argument(maker: Callable[..., Any]) -> bool:
     """Whether *maker* can't be called without an argument."""
+    return any(each.default is each.empty for each in _arguments(maker))
+
+
+def takes_argument(maker: Callable[..., Any]) -> bool:
+    """Whether *maker* can be called with an argument."""
+    return bool(_arguments(maker))
+
+
+def _arguments(maker: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         parameters = inspect.signature(maker).parameters.values()
     except ValueError:  # some that are built in don't tell
-        return False
-    return any(
-        each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
-        for each in parameters
-    )
+        return []
+    return [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
 
 
 def to_arguments(factory: Factory) -> list[str]:

@@ -6,6 +6,7 @@ This file knows the command line and how a test ends. It does not know what is t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import sysconfig
 import tempfile
@@ -13,14 +14,14 @@ import time
 import traceback
 import unittest
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from ..stores.base import Durability, Store
 from ._contract import StoreContract, promises
-from ._factory import Factory, find, is_url, needs_argument, store_of
+from ._factory import Factory, find, is_url, needs_argument, store_of, takes_argument
 from ._matrix import matrix
 
 __all__ = ["main"]
@@ -97,6 +98,8 @@ def _contract(name: str, arguments: list[str]) -> type[StoreContract]:
         found = find(name)
         unfinished = needs_argument(found) and not arguments
         if isinstance(found, type) and issubclass(found, StoreContract):
+            if arguments:
+                raise UsageError(f"{name} is a contract, which takes no arguments: {' '.join(arguments)!r} is too much")
             return found
         if unfinished:
             parts.append("{folder}")
@@ -117,7 +120,8 @@ def _contract(name: str, arguments: list[str]) -> type[StoreContract]:
                 self._same = store  # what promises to keep nothing keeps it, if anywhere, in the object
             return self._same
 
-    trial = store_of(_filled(parts, Path(tempfile.gettempdir(), "overwinter-trial"), "trial"))
+    with _folder() as folder:
+        trial = store_of(_filled(parts, folder, "trial"))
     fresh = any("{folder}" in part or "{name}" in part for part in parts)
     if not fresh and trial.durability is not Durability.NONE:
         raise UsageError(f"each test must begin with nothing stored: put {{folder}} or {{name}} into {parts[-1]!r}")
@@ -157,18 +161,18 @@ class _Run:
         return 1 if broken else 0
 
     def _one(self, name: str) -> tuple[str, str]:
-        with tempfile.TemporaryDirectory(prefix="overwinter-", ignore_cleanup_errors=True) as folder:
+        with _folder() as folder:
             case: Any = self._contract()
-            case.folder = Path(folder)
+            case.folder = folder
             try:
-                _call_if_there(case, "setup_method")
+                _call_if_there(case, "setup_method", name)
                 try:
                     getattr(case, name)()
                 finally:
-                    _call_if_there(case, "teardown_method")
-            except unittest.SkipTest as reason:
+                    _call_if_there(case, "teardown_method", name)
+            except _or_pytests("skip", unittest.SkipTest) as reason:
                 return "skipped", str(reason)
-            except Exception as error:  # noqa: BLE001  # whatever a foreign store raises is its verdict
+            except _or_pytests("fail", Exception) as error:  # whatever a foreign store raises is its verdict
                 if self._verbose:
                     traceback.print_exc()
                 return "FAILED", _why(error)
@@ -183,17 +187,30 @@ class _Run:
         sys.stdout.flush()
 
 
-def _call_if_there(case: Any, name: str) -> None:
-    method = getattr(case, name, None)
-    if method is not None:
-        method()
+@contextlib.contextmanager
+def _folder() -> Generator[Path]:
+    with tempfile.TemporaryDirectory(prefix="overwinter-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _or_pytests(name: str, ours: type[Exception]) -> tuple[type[BaseException], ...]:
+    """*ours*, and what ``pytest.skip`` or ``pytest.fail`` raises, which is no ``Exception``: a hook may call it."""
+    pytest = sys.modules.get("pytest")
+    return (ours,) if pytest is None else (ours, getattr(pytest, name).Exception)
+
+
+def _call_if_there(case: Any, name: str, test: str) -> None:
+    """Call a hook, with the test if it takes one, as pytest does."""
+    hook = getattr(case, name, None)
+    if hook is not None:
+        hook(*[getattr(case, test)] * takes_argument(hook))
 
 
 def _words(name: str) -> str:
     return name.removeprefix("test_").replace("_", " ")
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     """What was broken; and where, if the store itself raised it."""
     if isinstance(error, AssertionError) and str(error):
         return str(error)
