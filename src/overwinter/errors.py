@@ -177,7 +177,7 @@ class RevisionConflictError(StoreError):
 class StoreUnavailableError(StoreError, OSError):
     """Certainly not stored, and nothing is wrong with the data: try again later."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "") -> None:
         super().__init__(message)
 
 
@@ -192,7 +192,7 @@ class StoreInUseError(StoreError):
 class CopyError(StoreError):
     """``copy_records`` copied all else. ``result``, a ``Copied``, has the numbers and the first keys."""
 
-    def __init__(self, message: str, *, result: Any = None) -> None:
+    def __init__(self, message: str = "", *, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
 
@@ -216,7 +216,7 @@ class CloseError(OverwinterError):
 
     def __init__(
         self,
-        message: str,
+        message: str = "",
         *,
         not_stored: tuple[str, ...] = (),
         unknown: tuple[str, ...] = (),

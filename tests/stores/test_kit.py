@@ -10,8 +10,9 @@ import sys
 import pytest
 from storing import new
 
+from overwinter import errors
 from overwinter.errors import OutcomeUnknownError, RevisionConflictError, StoreInUseError, StoreUnavailableError
-from overwinter.stores import Expect, MemoryStore
+from overwinter.stores import Durability, Expect, MemoryStore
 from overwinter.testing import FaultyStore, ManualClock, until
 
 # ---------------------------------------------------------------- the clock
@@ -109,6 +110,45 @@ async def test_faults_of_one_key_and_for_ever():
         assert await store.get("bad") is None
         with pytest.raises(ValueError, match="putt"):
             store.fail("putt", StoreUnavailableError("a typo must not pass"))
+
+
+@pytest.mark.parametrize("error", [StoreUnavailableError, OutcomeUnknownError, StoreInUseError, KeyError])
+async def test_a_fault_may_be_an_exception_class(error):
+    async with FaultyStore(MemoryStore()) as store:
+        store.fail("put", error)
+        with pytest.raises(error):
+            await put(store)
+
+
+def test_every_error_can_be_made_without_a_message():
+    for name in errors.__all__:
+        assert str(getattr(errors, name)()) == ""
+
+
+class Misses(Exception):
+    def __init__(self, host):
+        super().__init__(f"{host} is down")
+
+
+@pytest.mark.parametrize("error", ["boom", None, 3, int, Misses, lambda key: KeyError(key)])
+def test_what_can_not_be_raised_is_refused_at_once(error):
+    store = FaultyStore(MemoryStore())
+    with pytest.raises(TypeError, match=r"can't be raised|needs an argument"):
+        store.fail("put", error)
+    assert not store._faults
+
+
+async def test_a_store_that_fails_is_as_durable_and_as_far_as_the_one_in_it_says_once_it_is_open():
+    class Server(MemoryStore):
+        network = True
+
+        async def open(self):
+            self.durability = Durability.REPLICATED
+
+    store = FaultyStore(Server())
+    assert (store.durability, store.network) == (Durability.NONE, True)
+    async with store:
+        assert store.durability is Durability.REPLICATED
 
 
 async def test_submitted_puts_fail_too():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 from ..stores.base import Durability, Expect, Revision, Store, Stored
+from ._factory import needs_argument
 
 __all__ = ["FaultyStore", "Gate", "Verb"]
 
@@ -89,13 +90,20 @@ class FaultyStore(Store):
     def __init__(self, inner: Store) -> None:
         self.inner = inner
         self.timeout = inner.timeout
-        self.durability: Durability = inner.durability
         self.calls: Counter[str] = Counter()
         """How often each verb was asked for, failures included."""
         self.log: list[tuple[Verb, str]] = []
         """Verb and key (of a listing: prefix) of each operation, in the order in which they came."""
         self._faults: list[_Fault] = []
         self._gates: list[Gate] = []
+
+    @property
+    def durability(self) -> Durability:  # type: ignore[override]  # that of *inner*, which may know it once it is open
+        return self.inner.durability
+
+    @property
+    def network(self) -> bool:  # type: ignore[override]
+        return self.inner.network
 
     def fail(
         self,
@@ -108,9 +116,11 @@ class FaultyStore(Store):
     ) -> None:
         """Raise *error* the next *times* times (``math.inf``: until ``heal``), only for *key* if one is given.
 
-        *error* is an exception, or what makes one. With ``after=True`` the operation is done first: an outcome that
-        landed and that its caller doesn't know. Faults of one verb are used up in the order in which they were set.
+        *error* is an exception, its class, or a function that makes one. With ``after=True`` the operation is done
+        first: an outcome that landed and that its caller doesn't know. Faults of one verb are used up in the order in
+        which they were set.
         """
+        _check_raisable(error)
         self._faults.append(_Fault(_known(verb), key, after, error, times))
 
     def hold(self, verb: Verb, *, after: bool = False, key: str | None = None) -> Gate:
@@ -195,6 +205,17 @@ class FaultyStore(Store):
         for gate in list(self._gates):
             if gate.verb == verb and gate.key in (None, key) and gate.after == after:
                 await gate.through()
+
+
+def _check_raisable(error: object) -> None:
+    if isinstance(error, BaseException):
+        return
+    if not callable(error) or (isinstance(error, type) and not issubclass(error, BaseException)):
+        raise TypeError(f"{error!r} can't be raised: pass an exception, its class, or a function that makes one")
+    if needs_argument(error):
+        raise TypeError(
+            f"{error!r} needs an argument: pass an exception, or a function without arguments that makes one"
+        )
 
 
 def _known(verb: Verb) -> Verb:
