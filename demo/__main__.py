@@ -216,10 +216,13 @@ def main() -> int:
     parser.add_argument("--store", choices=list(URLS), default="sqlite")
     parser.add_argument("--folder", type=Path, help="keep the store and the log here (default: a temporary folder)")
     options = parser.parse_args()
-    year = read()
     if options.folder is not None:
-        options.folder.mkdir(parents=True)
-        return run(year, options.folder, options.durability, options.store)
+        try:
+            options.folder.mkdir(parents=True)
+        except OSError as error:
+            parser.error(f"--folder makes a new folder, and can't make {options.folder}: {error.strerror}")
+        return run(read(), options.folder, options.durability, options.store)
+    year = read()
     with tempfile.TemporaryDirectory(prefix="overwinter-demo-") as folder:
         return run(year, Path(folder), options.durability, options.store)
 

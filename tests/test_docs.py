@@ -118,6 +118,12 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
+def test_nothing_says_to_install_what_nobody_published():
+    """Whoever registered the name first would be installed."""
+    for path in [*PAGES, *ROOT.glob("examples/**/*.py"), *ROOT.glob("src/**/*.py")]:
+        assert not re.search(r"pip install (-\S+ )*['\"]?overwinter", path.read_text()), path
+
+
 def test_the_first_program_is_there():
     first = blocks((ROOT / "README.md").read_text())[0]
     assert first.prints == ["1", "2"]

@@ -53,6 +53,13 @@ def test_each_example_has_a_test_and_says_what_it_shows():
         assert 'if __name__ == "__main__":' in text, name
 
 
+def test_the_demo_refuses_a_folder_that_is_there(tmp_path):
+    command = [sys.executable, "-m", "demo", "--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"error: --folder makes a new folder, and can't make {tmp_path}: File exists\n")
+
+
 def test_session(tmp_path):
     assert run("session", tmp_path) == [
         "items after adding two more: 5",

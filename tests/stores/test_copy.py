@@ -388,8 +388,9 @@ async def test_misuse_is_an_error():
         await copy_records(source, source)
     with pytest.raises(ValueError, match="on_conflict"):
         await copy_records(source, target, on_conflict="ignore")
-    with pytest.raises(ValueError, match="in_flight"):
-        await copy_records(source, target, in_flight=0)
+    for wrong, error in ((0, ValueError), (-1, ValueError), (2.5, TypeError), (math.inf, TypeError), ("4", TypeError)):
+        with pytest.raises(error, match="in_flight"):
+            await copy_records(source, target, in_flight=wrong)
     deaf = MemoryStore()
     deaf.keys = lambda prefix: Store.keys(deaf, prefix)
     with pytest.raises(UsageError, match="can't list its keys"):

@@ -302,4 +302,4 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'overwinter[redis]'" in done.stdout
+    assert "python3 -m pip install '.[redis]' in a checkout" in done.stdout

@@ -83,6 +83,8 @@ async def copy_records(
         raise UsageError("the source of a copy is its target: pass two stores")
     if on_conflict not in ("raise", "skip", "overwrite"):
         raise ValueError(f'on_conflict is "raise", "skip" or "overwrite", not {on_conflict!r}')
+    if not isinstance(in_flight, int):  # pyright: ignore[reportUnnecessaryIsInstance]  # 2.5 would be no bound
+        raise TypeError(f"in_flight must be an int, not {in_flight!r}")
     if in_flight < 1:
         raise ValueError(f"in_flight must be 1 or more, not {in_flight}")
     async with source, target:

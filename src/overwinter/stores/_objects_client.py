@@ -36,7 +36,7 @@ def connect(target: object, timeout: float, options: Mapping[str, Any]) -> S3Sto
     try:
         from obstore import exceptions, store  # noqa: PLC0415  # the driver loads on first use
     except ModuleNotFoundError:
-        raise UsageError("an ObjectStore needs obstore: pip install 'overwinter[objects]'") from None
+        raise UsageError("an ObjectStore needs obstore: python3 -m pip install '.[objects]' in a checkout") from None
     if isinstance(target, str):
         _check(target)
         limits = {"timeout": timedelta(seconds=timeout), "connect_timeout": timedelta(seconds=min(5.0, timeout))}

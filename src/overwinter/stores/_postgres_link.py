@@ -83,7 +83,7 @@ def parse(conninfo: str, *, timeout: float, prepare_threshold: int | None) -> Te
     try:
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415  # the driver loads on first use
     except ImportError:
-        raise UsageError("PostgresStore needs psycopg: pip install 'overwinter[postgres]'") from None
+        raise UsageError("PostgresStore needs psycopg: python3 -m pip install '.[postgres]' in a checkout") from None
     try:
         given = conninfo_to_dict(conninfo)
     except Exception:  # noqa: BLE001  # whatever it is, its text quotes a part of the string

@@ -45,7 +45,9 @@ try:
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "redis":
         raise
-    raise ImportError("RedisStore needs redis-py: pip install 'overwinter[redis]'", name=error.name) from error
+    raise ImportError(
+        "RedisStore needs redis-py: python3 -m pip install '.[redis]' in a checkout", name=error.name
+    ) from error
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
