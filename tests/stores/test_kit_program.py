@@ -105,6 +105,12 @@ def test_hooks_are_called_as_pytest_calls_them(capsys: pytest.CaptureFixture[str
     assert "FAILED  empty data is not absent: 'some key' was put and is absent" in out
 
 
+def test_a_store_far_away_may_be_given_more_time_or_less(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test_contract_bites:InMemory", "-k", "keys_are_only_data", "--limit", "0"]) == 1
+    assert "FAILED  keys are only data: this test was not done in 0 s: if the store" in capsys.readouterr().out
+    assert main(["test_contract_bites:InMemory", "-k", "keys_are_only_data", "--limit", "100"]) == 0
+
+
 def test_a_hook_may_skip_or_fail_as_pytest_has_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{__name__}:WithoutAServer", "-k", "stored at first", "-k", "event loop"]) == 0
     out = capsys.readouterr().out

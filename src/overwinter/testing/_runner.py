@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if asked.store is None:
         parser.error("which store? See --help")
-    return _Run(contract, verbose=asked.verbose, stop=asked.x).all(names)
+    return _Run(contract, verbose=asked.verbose, stop=asked.x, limit=asked.limit).all(names)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="for the callable")
     parser.add_argument("-k", metavar="NAME", action="append", default=[], help="only promises with NAME in their name")
     parser.add_argument("-x", action="store_true", help="stop at the first broken promise")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="what one test may take (default: 60)")
     parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks")
     parser.add_argument("--list", action="store_true", help="list the promises and run nothing")
     parser.add_argument("--matrix", action="store_true", help="print what the package's stores promise")
@@ -139,10 +140,11 @@ def _filled(parts: list[str], folder: Path, word: str) -> Factory:
 
 
 class _Run:
-    def __init__(self, contract: type[StoreContract], *, verbose: bool, stop: bool) -> None:
+    def __init__(self, contract: type[StoreContract], *, verbose: bool, stop: bool, limit: float | None) -> None:
         self._contract = contract
         self._verbose = verbose
         self._stop = stop
+        self._limit = limit
         self._counts = {"ok": 0, "FAILED": 0, "skipped": 0}
 
     def all(self, names: list[str]) -> int:
@@ -164,6 +166,8 @@ class _Run:
         with _folder() as folder:
             case: Any = self._contract()
             case.folder = folder
+            if self._limit is not None:
+                case.limit = self._limit
             try:
                 _call_if_there(case, "setup_method", name)
                 try:
