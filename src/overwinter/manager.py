@@ -563,7 +563,7 @@ async def close_together(managers: list[InstanceManager[Any]], deadline: float) 
     todo = [manager for manager in managers if manager._door.close_task is None]
     tasks = [manager._door.close_task for manager in managers if manager._door.close_task is not None]
     if todo:
-        task = asyncio.get_running_loop().create_task(_close(todo, deadline))
+        task = asyncio.Task(_close(todo, deadline))  # not by the loop's factory: see Home.spawn
         CLOSING.add(task)
         for manager in todo:
             manager._door.closing, manager._door.close_task = True, task  # intake ends now, not when the task starts

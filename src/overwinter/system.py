@@ -91,7 +91,7 @@ class AgentSystem:
             await asyncio.wait([self._opening])
         if self._open:
             self._open, self._closed = False, True
-            self._close_task = asyncio.get_running_loop().create_task(self._close(deadline))
+            self._close_task = asyncio.Task(self._close(deadline))
             CLOSING.add(self._close_task)
         if self._close_task is not None:
             await asyncio.shield(self._close_task)

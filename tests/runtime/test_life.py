@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from agents import Counter, Order, Recorder
+from waiting import pass_time
 
 from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore, Persistence
 from overwinter.errors import (
@@ -692,3 +693,28 @@ async def test_a_callers_context_variables_reach_the_method():
     async with InstanceManager(Traced) as traced:
         request.set("r1")
         assert await traced.call("a", Traced.see) == "r1"
+
+
+async def test_a_task_factory_of_the_programs_own_makes_no_task_of_ours():
+    """One that starts tasks at once would do so in the midst of what we are doing."""
+    made: list[str] = []
+
+    def factory(loop, coroutine, **options):
+        made.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    loop, store = asyncio.get_running_loop(), FaultyStore(MemoryStore())
+    loop.set_task_factory(factory)
+    try:
+        manager, clock = managed(store=store)
+        async with manager as counters:
+            store.fail("put", StoreUnavailableError("down"))
+            call = asyncio.create_task(counters.call("ada", Counter.increment))
+            await pass_time(clock, call.done)
+            counters.tell("ada", Counter.increment)
+            await counters.stop("ada")
+    finally:
+        loop.set_task_factory(None)
+    assert "Registry._call" in made  # of which the test makes a task, once
+    assert made.count("Registry._call") == 1
+    assert not [name for name in made if name.startswith(("AgentServer.", "Ledger.", "_close", "_end"))]

@@ -612,3 +612,15 @@ async def test_a_stream_is_taken_in_the_loop_of_its_manager():
         with pytest.raises(UsageError, match="another event loop or thread"):
             await asyncio.to_thread(asyncio.run, take())
         assert await outcome(anext(items)) == 1
+        held, carried = chats.attach("ada"), chats.call("ada", Chat.read)
+
+        async def attach() -> None:
+            async with held:
+                pass
+
+        async def call() -> None:
+            await carried
+
+        for elsewhere in (attach(), call()):
+            with pytest.raises(UsageError, match="another event loop or thread"):
+                await asyncio.to_thread(asyncio.run, elsewhere)
