@@ -48,8 +48,9 @@ def start(path, *arguments: str, program: str = PROGRAM) -> subprocess.Popen:
 
 
 def end(child: subprocess.Popen, number: signal.Signals | None) -> tuple[str, str, int]:
-    first = child.stdout.readline()
+    first = ""
     if number is not None:
+        first = child.stdout.readline()  # what is read ahead of that, communicate() does not see: it must wait now
         child.send_signal(number)
     out, err = child.communicate(timeout=30)
     return first + out, err, child.returncode

@@ -21,7 +21,6 @@ from overwinter.errors import (
     SupersededError,
     ThawError,
 )
-from overwinter.runtime._ledger import Ledger
 from overwinter.testing import FaultyStore, ManualClock, until
 
 
@@ -177,21 +176,6 @@ async def test_a_look_after_a_conflict_that_cancels_itself_is_taken_again():
         await pass_time(clock, call.done)
         assert await call == 2
         assert store.calls["head"] == 2
-
-
-async def test_a_recovery_that_is_cancelled_by_nobody_we_know_leaves_nobody_waiting(monkeypatch):
-    async def cancelled(_: Ledger) -> bool:
-        raise asyncio.CancelledError
-
-    monkeypatch.setattr(Ledger, "_adopt", cancelled)
-    store, clock = FaultyStore(MemoryStore()), ManualClock()
-    async with InstanceManager(Counter, store=store, clock=clock) as counters:
-        await counters.call("ada", Counter.increment)
-        store.fail("put", lambda: OutcomeUnknownError("reset"), after=True)
-        call = asyncio.create_task(counters.call("ada", Counter.increment))
-        await pass_time(clock, call.done)
-        assert isinstance(call.exception(), OutcomeUnknownError)
-        assert await outcome(counters.call("ada", Counter.read)) == 2
 
 
 class Former(Counter, name="former", aliases=("older",)):

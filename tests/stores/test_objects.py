@@ -445,7 +445,7 @@ def test_numbers_that_make_no_sense(options: dict[str, Any]) -> None:
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "obstore", None)
-    with pytest.raises(UsageError, match=r"pip install 'overwinter\[objects\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[objects\]'"):
         ObjectStore("s3://bucket")
 
 

@@ -663,7 +663,7 @@ def test_the_driver_loads_on_first_use_and_is_asked_for_by_its_extra(child, monk
     code = "import sys, overwinter.stores.postgres; sys.exit('psycopg' in sys.modules)"
     assert child(code, prelude="").wait(30) == 0
     monkeypatch.setitem(sys.modules, "psycopg.conninfo", None)
-    with pytest.raises(UsageError, match=r"pip install 'overwinter\[postgres\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[postgres\]'"):
         PostgresStore("")
 
 

@@ -423,8 +423,8 @@ class Ledger(Gate):
 
     def _recovery_ended(self, task: asyncio.Task[Any]) -> None:
         """A bug of ours in the recovery must not leave anybody waiting for ever."""
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None and not (task.cancelled() and (self.paused or self.lost)):
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
             self._recovery = None
             self._host.lose(self.superseded())
             self.fail(lambda _: _unknown(self._who))
