@@ -302,8 +302,10 @@ class Operation:
         if not set(made) <= set(result):  # superseded, and when it was tried again there was a reply
             self._none(made)
             self.open, self.sealed, self.attempt = [], [], 0
-        known = ids.get(self.call_id)
-        if known is not None and known[1] == self.world.deletions[self.key]:
+        known, now = ids.get(self.call_id), self.world.deletions[self.key]
+        if self.deletions < now and made and not set(made) & set(self.world.disk_marks.get(self.key, ())):
+            return  # it was stored, and deleted, and hears of it only now: what has that id by now came after
+        if known is not None and known[1] == now:
             if self.attempt:
                 self.world.wrong(f"{self} ran again under the id {self.call_id!r}, which had a reply")
             elif known[0] != result:
@@ -506,7 +508,6 @@ class Process:
         self.cancelled: set[str] = set()
         self.deleting: set[str] = set()
         self.initials: dict[str, set[int]] = defaultdict(set)
-        self.saved_fresh: set[str] = set()
         self.operations: list[Operation] = []
 
     # what the agent shows
@@ -524,7 +525,8 @@ class Process:
             life.cur = marks
         if bad := {mark for mark in marks if world.told.get(mark) == "none"}:
             world.wrong(f"{operation} sees {bad}, which was told to have no effect")
-        asks = not self._put_failed(key)
+        saves = any((one.kind, one.key, one.done) == ("save", key, False) for one in self.operations)
+        asks = not self._put_failed(key) and (self.gated or not saves)  # which makes it dirty, if it was stored nowhere
         if self.options.get("shared") and marks == self.dur.get(key) and asks and not self.fired["slow head", key]:
             stored = world.disk_marks.get(key, ())
             if marks != stored and key not in world.corrupt:
@@ -742,6 +744,8 @@ class World:
         self.revisions: dict[str, bytes] = {}
         self.acknowledged: dict[str, list[Marks]] = defaultdict(lambda: [()])
         self.deletions: Counter[str] = Counter()
+        self.deleted_once: set[int] = set()
+        """What was stored when it was deleted, known to its process or not."""
         self.writers: dict[str, list[Any]] = defaultdict(list)
         self.left_deletes: set[str] = set()  # whose caller left, so that they may come whenever
         self.replies: dict[str, dict[str, tuple[Marks, int]]] = defaultdict(dict)
@@ -812,7 +816,9 @@ class World:
         self.writers[key].append(writer)
 
     def deleted(self, key: str) -> None:
-        self.gone |= {mark for mark in self.disk_marks.pop(key, ()) if mark in self.durable}
+        marks = self.disk_marks.pop(key, ())
+        self.deleted_once.update(marks)
+        self.gone |= {mark for mark in marks if mark in self.durable}
         self.corrupt.pop(key, None)
         self.deletions[key] += 1
         self.writers[key].append(None)

@@ -479,7 +479,7 @@ class Machine(RuleBasedStateMachine):
         for key, mark in [(maker.key, mark) for mark, maker in world.makers.items() if maker is not None]:
             told, there = world.told.get(mark), mark in world.disk_marks.get(key, ())
             lost = told == "ok" or (told == "soft" and not any(world.foreign(one, key) for one in world.processes))
-            if lost and not there and mark not in world.gone:
+            if lost and not there and mark not in world.gone | world.deleted_once:
                 world.wrong(f"{mark} of {key!r} was acknowledged, and is not stored")
         tasks = {task for task in asyncio.all_tasks(self.loop) if not task.done()}
         assert not tasks, f"left behind: {tasks}"

@@ -462,7 +462,8 @@ class Performer(IdleMember, Generic[A]):
     def _finish(self, turn: Turn) -> int:
         """Make a version of what the turn changed, if it did; return the version that the reply depends on."""
         ledger = self.ledger
-        turn.check()
+        if turn.aborted is not None or turn.streams:
+            turn.check()
         if ledger.lost:
             raise ledger.lost_to(turn.since)
         if not turn.readonly:
