@@ -284,7 +284,7 @@ class InstanceManager(Generic[A]):
         """
         self._check()
         if missing not in _MISSING:
-            raise _no_way(missing)
+            raise _unknown_way(missing)
         return Attachment(self._registry, self.reference(check_key(key, self._kind.name)), key, initial, missing)
 
     async def get(
@@ -293,7 +293,7 @@ class InstanceManager(Generic[A]):
         """Return a reference to the agent, which is thawed now; it is not held. See ``attach``. Cancel-safe."""
         self._check()
         if missing not in _MISSING:
-            raise _no_way(missing)
+            raise _unknown_way(missing)
         server = self._registry.servers.get(key) if type(key) is str else None
         if server is None or server.state is not LIVE:
             await self._registry.live(key, initial, missing)
@@ -554,7 +554,7 @@ class InstanceManager(Generic[A]):
         )
 
 
-def _no_way(missing: object) -> ValueError:
+def _unknown_way(missing: object) -> ValueError:
     return ValueError(f'missing must be "create" or "raise", not {missing!r}')
 
 

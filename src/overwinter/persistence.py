@@ -251,9 +251,7 @@ class Keeper(Generic[A]):
             body = self._encode(agent, extras)
         except (OverwinterError, KeyboardInterrupt, SystemExit):
             raise
-        except (
-            BaseException
-        ) as error:  # a dump() of the class's own may raise anything, and Rust's panics are no Exception
+        except BaseException as error:  # dump() is the user's, and what Rust code panics with is no Exception
             raise AgentStateError(f"{self._who(agent)}: dump() raised {type(error).__name__}") from error
         if len(body) > self.max_state and not any_size:
             raise self.too_large(agent, body)

@@ -1,5 +1,6 @@
 """The defaults of fields: each agent has its own, whatever kind of object it is, and what can't change is shared."""
 
+import abc
 import enum
 from collections import OrderedDict, UserList, deque
 from dataclasses import dataclass, field
@@ -366,3 +367,59 @@ def test_a_default_within_a_value_is_each_ones_own(kind: Any) -> None:
     one, other = it.decode(raw), it.decode(raw)
     assert one == other
     assert one.texts is not other.texts or kind is TupleKeepsItsOwn
+
+
+@pydantic.dataclasses.dataclass
+class Bounded:
+    n: int = pydantic.Field(gt=0)
+    texts: list[str] = pydantic.Field(default_factory=list)
+
+
+class Named(abc.ABC):
+    @property
+    @abc.abstractmethod
+    def name(self) -> str: ...
+
+
+@dataclass(slots=True)
+class Dog(Named):
+    name: str
+    age: int = 0
+
+
+class Positive:
+    """Looks at each value, and keeps it where any would be."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            raise AttributeError(self.name)  # no default
+        return instance.__dict__[self.name]
+
+    def __set__(self, instance: Any, value: int) -> None:
+        if value < 0:
+            raise ValueError(value)
+        instance.__dict__[self.name] = value
+
+
+@dataclass
+class Guarded:
+    n: int = Positive()  # type: ignore[assignment]
+    m: int = 0
+
+
+@pytest.mark.parametrize(
+    "value", [Bounded(n=1, texts=["a"]), Dog("rex", 3), Guarded(1, 2)], ids=lambda x: type(x).__name__
+)
+def test_what_stands_for_a_default_in_other_libraries_and_bases_is_none(value: Any) -> None:
+    kind = type(value)
+
+    class Holds(Agent, name="holds"):
+        found: kind | None = None  # type: ignore[valid-type]
+
+    it = codec(kind)
+    again = it.decode(encode_plain(it.dump(value)))
+    assert again == value
+    assert type(again) is kind

@@ -642,3 +642,25 @@ async def test_what_a_call_with_an_id_committed_is_not_done_again(end):
             await climb("a", Steps.climb)
         assert (await manager.state("a")).n == 1
         assert await manager.options(call_id="2").call("b", Steps.climb) == 11 if end == "unknown" else True
+
+
+class Told(typing.NamedTuple):
+    n: int
+    notes: list[str] = []  # shared by nobody: a reply is no agent's state
+
+
+class Tells(Agent):
+    n: int = 0
+
+    async def go(self) -> Told:
+        self.n += 1
+        return Told(self.n, ["x"])
+
+
+async def test_a_reply_may_be_of_a_class_that_no_state_may_be():
+    async with InstanceManager(Tells, store=MemoryStore()) as manager:
+        once = manager.options(call_id="1")
+        first = await once.call("ada", Tells.go)
+        again = await once.call("ada", Tells.go)
+        assert again == first == Told(1, ["x"])
+        assert type(again) is Told

@@ -15,6 +15,7 @@ from waiting import outcome, pass_time, reports, rest, stored
 from overwinter import Agent, InstanceManager, MemoryStore
 from overwinter.errors import (
     AgentNotFoundError,
+    AgentStateError,
     CorruptRecordError,
     MissingInitialError,
     ReentrantCallError,
@@ -232,6 +233,28 @@ class Tidy(Agent):
 
     async def on_stop(self) -> None:
         self.n += 100
+
+
+class Untidy(Agent):
+    n: int = 0
+
+    async def on_stop(self) -> None:
+        self.n = "no number"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_save_beside_the_end_of_a_life_is_told_what_became_of_it(fails):
+    seen, store = reports(), FaultyStore(MemoryStore())
+    async with InstanceManager(Untidy, store=store) as manager:
+        await manager.get("a")
+        gate = store.hold("put")
+        if fails:
+            store.fail("put", down)
+        stop, save = asyncio.create_task(manager.stop("a")), asyncio.create_task(manager.save("a"))
+        assert await outcome(stop) is None
+        gate.release()
+        assert isinstance(await outcome(save), StoreUnavailableError if fails else type(None))
+    assert [type(report["exception"]) for report in seen] == [AgentStateError]
 
 
 class Due(msgspec.Struct):

@@ -7,8 +7,9 @@ import contextlib
 import math
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ClassVar
 
+import msgspec
 import pytest
 from agents import Counter
 from waiting import outcome, pass_time, rest, stored
@@ -321,3 +322,29 @@ async def test_what_a_second_on_start_changed_is_shown_to_nobody_if_it_can_not_b
             assert isinstance(await outcome(manager.call("ada", Opened.look)), AgentStateError)
         world.value = 2
         assert await outcome(manager.call("ada", Opened.look)) == 2
+
+
+class Late(msgspec.Struct):
+    refused: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.refused:
+            raise ValueError("too late")
+
+
+class Invited(Account):
+    late: Late = Late()
+
+
+async def test_what_keeps_an_agent_from_being_made_anew_is_the_cause_of_what_its_caller_gets(monkeypatch):
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Invited, store=store, clock=clock, store_patience=1) as manager:
+        store.fail("put", lambda: StoreUnavailableError("down"), times=math.inf)
+        pay = asyncio.create_task(manager.call("ada", Invited.pay, 1))
+        await pass_time(clock, pay.done)
+        assert isinstance(pay.exception(), StoreUnavailableError)
+        store.heal()
+        monkeypatch.setattr(Late, "refused", True)
+        error = await outcome(manager.call("ada", Invited.look))
+        assert isinstance(error, ThawError)
+        assert isinstance(error.__cause__, msgspec.ValidationError)

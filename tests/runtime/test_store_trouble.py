@@ -166,6 +166,16 @@ async def test_a_store_that_cancels_itself_cancels_no_caller(verb):
         assert await outcome(counters.call("ada", Counter.read)) == (0 if verb == "get" else 1)
 
 
+async def test_a_store_call_of_a_task_that_cancelled_itself_is_cancelled():
+    async def ends() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await MemoryStore().in_time(asyncio.sleep(9))
+
+    assert isinstance(await outcome(ends()), asyncio.CancelledError)
+
+
 async def test_a_look_after_a_conflict_that_cancels_itself_is_taken_again():
     store, clock = FaultyStore(MemoryStore()), ManualClock()
     async with InstanceManager(Counter, store=store, clock=clock) as counters:

@@ -121,8 +121,11 @@ def _defaults(cls: Any, kind: str) -> Iterable[tuple[str, Any]]:
         return [(name, each) for name, each in found if each is not msgspec.NODEFAULT and type(each) is not _FACTORY]
     if kind == "namedtuple":
         return cast("dict[str, Any]", cls._field_defaults).items()
-    if kind == "dataclass":
-        return [(each.name, each.default) for each in fields(cls) if each.default is not MISSING]
+    if kind == "dataclass" and not hasattr(cls, "__pydantic_fields__"):  # pydantic copies what can change
+        told = [(each.name, each.default) for each in fields(cls) if each.default is not MISSING]
+        return [
+            pair for pair in told if not hasattr(cast("Any", type(pair[1])), "__get__")
+        ]  # a property that the field overrides
     if kind == "attrs":
         nothing, factory = sys.modules["attr"].NOTHING, sys.modules["attr"].Factory
         told = [(each.name, each.default) for each in cls.__attrs_attrs__]

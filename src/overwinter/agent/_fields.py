@@ -82,6 +82,9 @@ def agent_codec(cls: Any) -> RecordCodec:
     found.fill(codecs)
     for name, part in codecs.items():
         _settle(part, f"{where}: field {name}")
+        for each in reach(part):
+            if isinstance(each, RecordCodec):
+                check_inner(each.cls, each.kind, f"{where}: field {name}")
     for name, default in zip(reversed(names), reversed(cls.__struct_defaults__), strict=False):
         check_default(default, codecs[name], f"{where}: field {name}")
     return found
@@ -90,8 +93,6 @@ def agent_codec(cls: Any) -> RecordCodec:
 def _settle(found: Codec, where: str) -> None:
     for part in reach(found):
         part.settle(where)
-        if isinstance(part, RecordCodec):
-            check_inner(part.cls, part.kind, where)
     for part in reach(found):
         if part.plain_load:
             try:

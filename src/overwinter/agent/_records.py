@@ -139,8 +139,8 @@ def _hidden_state(cls: Any, kind: str) -> str | None:
 def _hidden_field(cls: Any, kind: str) -> str | None:
     """The name of a field that can't be read or set but through code of the class's own, such as a property."""
     for name, *_ in fields_of(cls, kind) if kind in ("struct", "dataclass", "attrs") else ():
-        found = cast("Any", type(getattr_static(cls, name, None)))
-        if found is not types.MemberDescriptorType and (kind == "struct" or hasattr(found, "__set__")):
+        found = getattr_static(cls, name, None)
+        if isinstance(found, property) or (kind == "struct" and not isinstance(found, types.MemberDescriptorType)):
             return name
     return None
 

@@ -294,11 +294,15 @@ class Ledger(Gate):
             self._quiet.set_result(None)
         if then is not None:
             then(error)
-        elif not self.lost:
-            if error is None:
-                self._after_success()
-            else:
-                self._first_try_failed(error)
+        elif self.lost:  # it ended meanwhile, and nobody else tells who still waits
+            self.release(self.dur)
+            if error is not None:
+                why = error
+                self.fail(lambda _: why.again())
+        elif error is None:
+            self._after_success()
+        else:
+            self._first_try_failed(error)
 
     def _first_try_failed(self, error: OverwinterError) -> None:
         if isinstance(error, RevisionConflictError):

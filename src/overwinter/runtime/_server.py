@@ -178,7 +178,8 @@ class AgentServer(Arriving[A]):
         await asyncio.wait([mending])
         error = asyncio.CancelledError() if mending.cancelled() else mending.exception()
         if error is not None:
-            raise self._start_error(error).again() from error.__cause__
+            found = self._start_error(error)
+            raise found.again() from found.__cause__
 
     async def _make_anew(self) -> None:
         state = self.state

@@ -175,7 +175,8 @@ class Store(ABC):
     async def in_time(self, operation: Awaitable[T], late: type[StoreError] = StoreUnavailableError) -> T:
         """Await *operation* for ``timeout`` seconds at most; then raise *late*, and also if it cancels itself."""
         task = asyncio.current_task()
-        asked = 0 if task is None else task.cancelling()
+        # How often it was asked to end before; what is not delivered yet comes in there, and is meant.
+        asked = 0 if task is None else task.cancelling() - bool(getattr(task, "_must_cancel", False))
         try:
             async with asyncio.timeout(self.timeout):
                 return await operation
