@@ -611,12 +611,6 @@ class Process:
         self.dur[key] = marks
         world.acknowledged[key].append(marks)
         world.durable.update(marks)
-        live = {mark for process in world.processes for mark in process.cur(key)}
-        for mark in world.loose[key] - live - set(marks):
-            operation = world.makers[mark]
-            if operation is None or operation.done:
-                world.loose[key].discard(mark)
-                world.told[mark] = "none"  # the line of revisions went on without it
         world.loose[key] -= set(marks)
 
     def cur(self, key: str) -> Marks:
@@ -814,6 +808,12 @@ class World:
         self.disk_marks[key] = marks
         self.corrupt.pop(key, None)
         self.writers[key].append(writer)
+        live = {mark for process in self.processes for mark in process.cur(key)}
+        for mark in self.loose[key] - live - set(marks):
+            operation = self.makers[mark]
+            if operation is None or operation.done:
+                self.loose[key].discard(mark)
+                self.told[mark] = "none"  # the line of revisions went on without it
 
     def deleted(self, key: str) -> None:
         marks = self.disk_marks.pop(key, ())
