@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..errors import CorruptRecordError, RevisionConflictError
 from ..stores.base import Expect, Revision, Store, Stored
-from ._steps import within
+from ._steps import in_seconds, within
 
 __all__ = [
     "SOME",
@@ -53,15 +53,8 @@ def contract_test(scenario: Callable[[C], Awaitable[None]]) -> Callable[[C], Non
 
 async def limited(operation: Awaitable[T], limit: float) -> T:
     """Await what one test does. Of many calls none needs to hang to exceed *limit*."""
-    deadline = asyncio.timeout(limit)
-    try:
-        async with deadline:
-            return await operation
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        why = "if the store is right and only slow, give the contract a higher limit"
-        raise AssertionError(f"this test was not done in {limit:g} s: {why}") from None
+    why = "if the store is right and only slow, give the contract a higher limit"
+    return await in_seconds(operation, limit, f"this test was not done in {limit:g} s: {why}")
 
 
 def open_files() -> int:

@@ -14,7 +14,7 @@ import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
-__all__ = ["cancelled_everywhere", "patience", "within"]
+__all__ = ["cancelled_everywhere", "in_seconds", "patience", "within"]
 
 T = TypeVar("T")
 
@@ -62,14 +62,19 @@ async def cancelled_everywhere(
 
 async def within(operation: Awaitable[T], when: str, limit: float | None = None) -> T:
     """Await *operation*; one that takes longer than *limit* seconds hangs."""
-    deadline = asyncio.timeout(patience() if limit is None else limit)
+    return await in_seconds(operation, patience() if limit is None else limit, f"the store hangs {when}")
+
+
+async def in_seconds(operation: Awaitable[T], limit: float, otherwise: str) -> T:
+    """Await *operation*; ``AssertionError(otherwise)`` if that takes more than *limit* seconds."""
+    deadline = asyncio.timeout(limit)
     try:
         async with deadline:
             return await operation
     except TimeoutError:
         if not deadline.expired():
             raise
-        raise AssertionError(f"the store hangs {when}") from None
+        raise AssertionError(otherwise) from None
 
 
 async def _cancelled_at(operation: Coroutine[Any, Any, Any], at: int, late: bool, what: str) -> bool:
