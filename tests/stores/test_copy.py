@@ -144,6 +144,23 @@ async def test_it_may_be_cancelled_anywhere(in_memory):
     assert await content(target) == await content(source)
 
 
+@pytest.mark.parametrize("on_conflict", ["raise", "overwrite"])
+async def test_what_a_cancelled_copy_had_on_the_way_is_no_conflict(on_conflict):
+    source, target = await pair()
+    if on_conflict == "overwrite":
+        await fill(target.inner, ["b"])
+    gate = target.hold("put", key="b")
+    task = asyncio.ensure_future(copy_records(source, target, on_conflict=on_conflict))
+    await gate.reached()
+    late = await source.inner.get("b")
+    there = await target.inner.head("b")
+    await target.inner.put("b", late.data, revision=late.revision, expected=there or Expect.ABSENT)
+    gate.release()
+    result = await task
+    assert (result.copied + result.replaced, result.conflicts) == (3, 0)
+    assert await content(target.inner) == await content(source.inner)
+
+
 async def test_a_killed_copy_is_continued(in_memory, child):
     source, target = SQLiteStore(in_memory / "a.db"), SQLiteStore(in_memory / "b.db")
     await fill(source, [f"key {number}" for number in range(3000)])

@@ -160,14 +160,15 @@ class _Copying:
     async def _stored(self, key: str, record: Stored, expected: Revision | Expect) -> bool:
         """Put a record; whether it is durable at the target, or somebody else's is there."""
         try:
-            return await self._put(key, record, expected)
-        except OutcomeUnknownError:
-            # Only another put can tell. If the first one landed it may have done so in memory only, so what is there
-            # with our revision is put once more, on top of itself.
-            if await self._put(key, record, expected):
-                return True
-            there = await self.target.in_time(self.target.head(key))
-            return there == record.revision and await self._put(key, record, record.revision)
+            stored = await self._put(key, record, expected)
+        except OutcomeUnknownError:  # only another put can tell
+            stored = await self._put(key, record, expected)
+        if stored:
+            return True
+        # What is there may be ours: of a put whose outcome was unknown, or of a copy that was cancelled while its put
+        # was on the way. It may be in memory only so far, so it is put once more, on top of itself.
+        there = await self.target.in_time(self.target.head(key))
+        return there == record.revision and await self._put(key, record, record.revision)
 
     async def _put(self, key: str, record: Stored, expected: Revision | Expect) -> bool:
         put = self.target.put(key, record.data, revision=record.revision, expected=expected)
