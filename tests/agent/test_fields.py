@@ -1221,6 +1221,7 @@ class Arrayed(msgspec.Struct, array_like=True):
     ("annotation", "told"),
     [
         (collections.deque[int], "use list"),
+        ([int], r"\[<class 'int'>\] can't be kept: write list\[\.\.\.\]"),
         (collections.OrderedDict[str, int], "use dict"),
         (collections.abc.Iterable, "use list"),
         (list[collections.abc.Iterable[int]], "use list"),

@@ -483,14 +483,53 @@ def test_an_upcast_may_drop_them_and_what_it_leaves_is_kept() -> None:
     assert msgspec.msgpack.decode(second.encode(box, extras)) == {"many": [{"a": 1}, {"a": 2, "b": [2]}]}
 
 
-def test_fields_that_have_no_plain_form_are_passed_over() -> None:
-    older, newer = KINDS["dataclass"]
+def keyed(item: Any, key: Any) -> Any:
+    """A schema with dicts whose keys are objects, which are written as maps."""
+    return agent(
+        "Box",
+        odd=(dict[key, item], dict),
+        deep=(dict[str, list[dict[tuple[int, key], item]]], dict),
+        many=(list[item], list),
+        mixed=(dict[key | int, item], dict),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fields_beside_keys_that_are_objects_come_back(kind: str) -> None:
+    older, newer = KINDS[kind]
     key = dataclasses.make_dataclass("Key", [("k", int)], frozen=True)
-    old = agent("Box", odd=(dict[key, older], dict), many=(list[older], list))
-    new = agent("Box", odd=(dict[key, newer], dict), many=(list[newer], list))
-    box, extras = thaw(old, new.encode(new.cls(odd={key(1): newer(1)}, many=[newer(2, [2])])), new)
+    old, new = keyed(older, key), keyed(newer, key)
+    written = new.cls(
+        odd={key(1): newer(a=1, b=[1]), key(2): newer(a=2, b=[2])},
+        deep={"a": [{(1, key(1)): newer(a=3, b=[3])}]},
+        many=[newer(a=4, b=[4])],
+        mixed={7: newer(a=5, b=[5]), key(1): newer(a=6, b=[6])},
+    )
+    box, extras = thaw(old, new.encode(written), new)
+    body = old.encode(box, extras)
+    assert thaw(new, body, old, has_extras=bool(extras))[0] == written
+    assert old.encode(*thaw(old, body, old, has_extras=bool(extras))) == body
+
+
+def test_keys_that_are_objects_may_come_later_and_in_what_nobody_knows() -> None:
+    older, _ = KINDS["dataclass"]
+    key = dataclasses.make_dataclass("Key", [("k", int)], frozen=True)
+    newer = dataclasses.make_dataclass("Item", [("a", int), ("b", dict[key, int])])
+    old, new = keyed(older, key), agent("Box", odd=(dict[key, Any], dict), many=(list[newer], list))
+    box, extras = thaw(old, new.encode(new.cls(many=[newer(1, {key(1): 2})])), new)
+    box.odd[key(5)] = older(6)
     back, _ = thaw(new, old.encode(box, extras), old, has_extras=True)
-    assert (back.odd, back.many) == ({key(1): newer(1)}, [newer(2, [2])])
+    assert (back.odd, back.many) == ({key(5): {"a": 6}}, [newer(1, {key(1): 2})])
+
+
+def test_a_key_that_has_fields_which_nobody_knows_is_refused() -> None:
+    older, newer = (
+        dataclasses.make_dataclass("Key", [("k", int), *more], frozen=True) for more in ([], [("z", int, 0)])
+    )
+    old, new = (agent("Box", spots=(dict[key, str], dict)) for key in (older, newer))
+    with pytest.raises(NewerRecordError, match=r"spots\[\.\.\.\]\.z"):
+        thaw(old, new.encode(new.cls(spots={newer(1, 1): "a", newer(1, 2): "b"})), new)
+    assert thaw(new, old.encode(old.cls(spots={older(1): "a"})), old)[0].spots == {newer(1, 0): "a"}
 
 
 def test_a_default_that_is_left_out_does_not_come_back_over_a_change() -> None:

@@ -367,7 +367,8 @@ class Operation:
                 return process.closing
             case CloseError():
                 no_time = self.leap >= self.deadline / 2  # the second half went by at once
-                no_place = "max_live" in process.options and self.deadline < 10  # so long may one wait for it
+                # What began before the half may wait for a place so long; and then time passes in leaps.
+                no_place = "max_live" in process.options and self.deadline / 2 < 10 + 2 * self.leap
                 return no_time or no_place or bool(process.fired) or bool(world.hooks)
             case ReentrantCallError():
                 return nested or self.parent is not None
@@ -802,14 +803,15 @@ class World:
         if marks[: len(before)] != before:
             self.wrong(f"{key!r}: {marks} was written over {before}")
         # A create of unknown outcome that somebody else deleted meanwhile can't be told from one that never was.
-        again = writer is not None and not before and writer.fired["unknown", key]
-        if bad := {mark for mark in marks if self.told.get(mark) == "none" or (mark in self.gone and not again)}:
+        if writer is not None and not before and writer.fired["unknown", key]:
+            self.gone -= set(marks)
+        if bad := {mark for mark in marks if self.told.get(mark) == "none" or mark in self.gone}:
             self.wrong(f"{key!r}: {marks} was written, and {bad} does not exist any more")
         self.disk_marks[key] = marks
         self.corrupt.pop(key, None)
         self.writers[key].append(writer)
         live = {mark for process in self.processes for mark in process.cur(key)}
-        for mark in self.loose[key] - live - set(marks):
+        for mark in self.loose[key] - live - set(marks) - self.deleted_once:
             operation = self.makers[mark]
             if operation is None or operation.done:
                 self.loose[key].discard(mark)

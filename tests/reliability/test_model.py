@@ -347,11 +347,11 @@ class Machine(RuleBasedStateMachine):
         since = process.manager.stats().dirty_since
         process.dead = dead
         for key, life in process.lives.items():
+            given_up = process.closing and process.manager.inspect(key).state == "cold"  # close() was about to say so
             for mark in life.cur:
                 if world.told.get(mark) == "soft" and mark not in world.disk_marks.get(key, ()):
-                    if not world.foreign(process, key, life.since) and not (
-                        since and world.times.get(mark, since) >= since
-                    ):
+                    shown = since and world.times.get(mark, since) >= since
+                    if not (shown or given_up or world.foreign(process, key, life.since)):
                         world.wrong(f"a crash loses {mark} of {key!r}, and the loss window did not say so")
                     world.told[mark] = "maybe"
         home = process.manager._registry.home

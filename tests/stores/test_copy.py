@@ -289,6 +289,22 @@ async def test_what_is_deleted_before_its_turn_is_gone():
     assert (result.copied, result.gone, result.seen) == (2, 1, 3)
 
 
+async def test_a_conflict_is_left_as_it_is_even_if_the_source_lost_it_for_a_moment():
+    source, target = await with_conflicts(1)
+    before = await content(target.inner)
+    begun, ended = source.hold("head", key="key 0"), source.hold("head", key="key 0", after=True)
+    task = asyncio.ensure_future(copy_records(source, target, on_conflict="skip"))
+    await begun.reached()
+    await source.inner.delete("key 0", expected=Expect.ANY)
+    begun.release()
+    await ended.reached()
+    await source.inner.put("key 0", b"anew", revision=new(), expected=Expect.ABSENT)
+    ended.release()
+    result = await task
+    assert (result.copied, result.gone, result.replaced) == (5, 1, 0)
+    assert (await content(target.inner))["key 0"] == before["key 0"]
+
+
 # ---------------------------------------------------------------- unknown outcomes
 
 

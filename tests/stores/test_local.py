@@ -169,9 +169,14 @@ def test_a_loop_that_ended_before_the_store_harms_nobody(make):
     async def main():
         store = make()
         await store.__aenter__()
+        await store.claim("Agent", shared=False, wait=0)
         store.submit("key", b"x", revision=new(), expected=Expect.ABSENT)
         await asyncio.sleep(0)
         return store
+
+    async def again():
+        async with make() as store:
+            await store.claim("Agent", shared=False, wait=0)
 
     threads = set(threading.enumerate())
     store = asyncio.run(main())
@@ -181,6 +186,7 @@ def test_a_loop_that_ended_before_the_store_harms_nobody(make):
     for thread in set(threading.enumerate()) - threads:
         thread.join(10)
         assert not thread.is_alive()
+    asyncio.run(again())
 
 
 async def test_an_open_that_is_cancelled_leaves_nothing(make):

@@ -16,7 +16,10 @@ import msgspec
 from ..errors import AgentStateError
 from ._models import enc_hook, thaw_hook
 
-__all__ = ["LIMIT", "UNMADE", "Bodied", "Codec", "Source", "Step", "encode_plain", "misfit", "reach", "too_deep"]
+__all__ = [
+    "LIMIT", "UNMADE", "Bodied", "Codec", "PlainKey", "Source", "Step", "decode_plain", "encode_plain", "misfit",
+    "reach", "too_deep",
+]  # fmt: skip
 
 LIMIT = 100
 """Levels of containers that a record may have, the agent's own map included."""
@@ -24,7 +27,46 @@ LIMIT = 100
 UNMADE = object()
 """Stands for a part that can't be told apart from its like, such as an item of a set."""
 
-encode_plain: Callable[[Any], bytes] = msgspec.msgpack.Encoder(enc_hook=enc_hook).encode
+
+class PlainKey:
+    """A dict's key that is a map, or an array with one: plain data that can't be a key in Python."""
+
+    __slots__ = ("plain",)
+
+    def __init__(self, plain: Any) -> None:
+        self.plain = plain
+
+
+def _enc_hook(value: Any) -> Any:
+    return value.plain if type(value) is PlainKey else enc_hook(value)
+
+
+encode_plain: Callable[[Any], bytes] = msgspec.msgpack.Encoder(enc_hook=_enc_hook).encode
+_untyped: Callable[[bytes | msgspec.Raw], Any] = msgspec.msgpack.Decoder().decode
+_items: Callable[[bytes | msgspec.Raw], list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_entries: Callable[[bytes | msgspec.Raw], dict[PlainKey, msgspec.Raw]] = msgspec.msgpack.Decoder(
+    dict[PlainKey, msgspec.Raw], dec_hook=lambda _, plain: PlainKey(plain)
+).decode
+
+
+def decode_plain(raw: bytes | msgspec.Raw) -> Any:
+    """Read any MessagePack as plain data, which ``encode_plain`` writes as it was."""
+    try:
+        return _untyped(raw)
+    except msgspec.DecodeError:  # a dict somewhere in it has keys that can't be hashed
+        pass
+    try:
+        return [decode_plain(item) for item in _items(raw)]
+    except msgspec.ValidationError:  # it is no array
+        return {_hashable(key): decode_plain(item) for key, item in _entries(raw).items()}
+
+
+def _hashable(key: PlainKey) -> Any:
+    try:
+        hash(key.plain)
+    except TypeError:
+        return key
+    return key.plain
 
 
 class Codec:

@@ -13,7 +13,7 @@ import msgspec
 
 from ..errors import AgentStateError
 from ._bulk import WORTH, all_plain
-from ._codec import UNMADE, Codec, Source, Step, encode_plain, misfit, reach, too_deep
+from ._codec import UNMADE, Codec, PlainKey, Source, Step, encode_plain, misfit, reach, too_deep
 from ._leaves import AnyCodec, LiteralCodec, Scalar
 from ._models import thaw_hook
 
@@ -193,7 +193,7 @@ class DictCodec(Codec):
 
     def steps(self, value: Any, plain: Any) -> Iterator[Step]:
         for (key, item), (node_key, node) in zip(value.items(), plain.items(), strict=False):
-            yield (None,), self._key, UNMADE, node_key
+            yield (None,), self._key, UNMADE, node_key.plain if isinstance(node_key, PlainKey) else node_key
             yield ((key,),), self._value, item, node
 
     def shape(self, seen: set[Any]) -> str:

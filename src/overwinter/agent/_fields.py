@@ -172,6 +172,8 @@ class _Walk:
             self._aliases.pop()
 
     def _class(self, cls: Any) -> Codec:
+        if cast("Any", type(cls)).__hash__ is None:  # a list of types and the like
+            raise self.refuse(repr(cls), "write list[...] or dict[..., ...]")
         if cls in SCALARS:
             return scalar(cls)
         if cls in _ABSTRACT or cls in (*_ITEMS, dict, tuple):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from ..errors import AgentStateError, NewerRecordError
-from ._codec import LIMIT, UNMADE, Codec, encode_plain, too_deep
+from ._codec import LIMIT, UNMADE, Codec, decode_plain, encode_plain, too_deep
 from ._compare import difference, levels
 from ._leaves import ModelCodec
 from ._models import model_parts
@@ -27,7 +27,6 @@ Path = tuple[Any, ...]
 """Names of fields, numbers of items, ``(key,)`` of a dict's entries, and ``None`` inside a set."""
 
 _raw_fields: Callable[[bytes], dict[str, msgspec.Raw]] = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
-_untyped: Callable[[Any], Any] = msgspec.msgpack.Decoder().decode
 
 
 class _Place(NamedTuple):
@@ -54,10 +53,10 @@ class Leftovers(dict[str, Any]):
 
     def learn(self, agent: Any, body: bytes) -> list[str]:
         """Take what *body* has beside the state of *agent*, which was made of it; return where it can't be kept."""
-        found, lost = _unknown(self._codec, agent, _plain(body))
+        found, lost = _unknown(self._codec, agent, decode_plain(body))
         self._held = {id(place.holder): (place.holder, rest) for place, rest in found}
         self._met = {}
-        self._meet(_places(self._codec, agent, _plain(body), looking=False))
+        self._meet(_places(self._codec, agent, decode_plain(body), looking=False))
         return [f"{self._name}{_text(path)}" for path in lost]
 
     def of(self, agent: Any, body: bytes) -> Leftovers:
@@ -72,7 +71,7 @@ class Leftovers(dict[str, Any]):
         Raises:
             AgentStateError: a frozen object was replaced that has such fields, which is how one changes it.
         """
-        plain = _plain(body)
+        plain = decode_plain(body)
         places = _places(self._codec, agent, plain, looking=False)
         self._check_replaced(places)
         self._meet(places)
@@ -118,7 +117,7 @@ def unknown_fields(codec: RecordCodec, agent: Any, body: bytes, name: str, key: 
     # as raw bytes, so that they are written back as they were; copied, so that they don't keep the record in memory
     fields = {field.wire for field in codec.fields}
     top = {each: raw.copy() for each, raw in _raw_fields(body).items() if each not in fields}
-    if not any(part.has_fields for part in codec.parts) or not any(_unknown(codec, agent, _plain(body))):
+    if not any(part.has_fields for part in codec.parts) or not any(_unknown(codec, agent, decode_plain(body))):
         return top
     found = Leftovers(top, codec, name)
     lost = found.learn(agent, body)
@@ -129,18 +128,6 @@ def unknown_fields(codec: RecordCodec, agent: Any, body: bytes, name: str, key: 
             "the stored bytes are unchanged"
         )
     return found
-
-
-def _plain(body: bytes) -> dict[str, Any]:
-    """The fields as plain data, but for those that have no such form: a dict whose keys are maps."""
-    return {name: _decoded(raw) for name, raw in _raw_fields(body).items()}
-
-
-def _decoded(raw: msgspec.Raw) -> Any:
-    try:
-        return _untyped(raw)
-    except msgspec.DecodeError:
-        return raw
 
 
 def _text(path: Path) -> str:
@@ -191,7 +178,7 @@ def _places(codec: Codec, value: Any, plain: Any, *, looking: bool) -> list[_Pla
         elif isinstance(codec, RecordCodec) and path:
             found.append(_Place(path, None if passing else value, plain, codec.known))
         for step, part, item, node in codec.steps(value, plain):
-            if part.has_fields and not isinstance(node, msgspec.Raw):
+            if part.has_fields:
                 replaced = looking and not codec.own_exact and not _made(part, node, item)
                 todo.append((path + step, part, UNMADE if replaced else item, node, passing))
     return found
@@ -202,7 +189,7 @@ def _model_places(codec: ModelCodec, value: Any, plain: Any, *, looking: bool) -
     if not looking:
         return places
     _drop_used(codec, value, plain, places)
-    written = {id(holder): node for _, holder, node, _ in model_parts(value, _untyped(encode_plain(value)))}
+    written = {id(holder): node for _, holder, node, _ in model_parts(value, decode_plain(encode_plain(value)))}
     return [place if _same_item(place, written) else place._replace(holder=None) for place in places]
 
 

@@ -139,8 +139,8 @@ class _Copying:
             here = await self.source.in_time(self.source.head(key))
             if here == there:
                 return replace(self.so_far, skipped=self.so_far.skipped + 1)
-            if here is not None and self.on_conflict != "overwrite":
-                return self._conflict(key)
+            if self.on_conflict != "overwrite":
+                return self._conflict(key) if here is not None else replace(self.so_far, gone=self.so_far.gone + 1)
         stored = await self.source.in_time(self.source.get(key))
         if stored is None:
             return replace(self.so_far, gone=self.so_far.gone + 1)

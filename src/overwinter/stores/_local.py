@@ -100,6 +100,8 @@ class LocalStore(Store):
             if not sys.is_finalizing():  # then the threads are gone, perhaps with a lock that abandon() would wait for
                 for desk in desks:
                     desk.abandon()
+                if self._owned is not None:
+                    self._owned.clear()
             message = f"{self!r} was not closed: use it in `async with store:`"
             warnings.warn(message, ResourceWarning, source=self, stacklevel=2)
 
