@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
@@ -207,6 +207,7 @@ class World:
         self.log: list[str] = []
         self.tenants: list[str] = []
         self.value: Any = 1
+        self.ask: Callable[[], Awaitable[object]] = rest
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -226,6 +227,7 @@ class Opened(Agent):
         world.tenants.append(TENANT.get())
         TENANT.set("the agent's")
         self.value = world.value
+        await world.ask()
 
     async def on_stop(self) -> None:
         self.world.log.append("stop")
@@ -322,6 +324,38 @@ async def test_what_a_second_on_start_changed_is_shown_to_nobody_if_it_can_not_b
             assert isinstance(await outcome(manager.call("ada", Opened.look)), AgentStateError)
         world.value = 2
         assert await outcome(manager.call("ada", Opened.look)) == 2
+
+
+class Peer(Agent):
+    async def ask(self, openeds: InstanceManager[Opened], method: Any) -> int:
+        return await openeds.call("ada", method)
+
+
+@pytest.mark.parametrize("through", [None, "another agent"])
+@pytest.mark.parametrize("method", [Opened.look, Opened.peek])
+@pytest.mark.parametrize("first", [Opened.look, Opened.peek])
+async def test_a_call_that_waits_for_what_is_made_anew_and_is_waited_for_by_it_is_told(first, method, through):
+    world = World()
+    async with undone(world) as manager, InstanceManager(Peer) as peers:
+        world.ask = lambda: peers.call("bob", Peer.ask, manager, method) if through else manager.call("ada", method)
+        failure = await outcome(manager.call("ada", first))
+        assert isinstance(failure, ThawError)
+        assert isinstance(failure.__cause__, ReentrantCallError)
+        world.ask = rest
+        assert await outcome(manager.call("ada", first)) == 1
+
+
+@pytest.mark.parametrize("method", [Opened.look, Opened.peek])
+async def test_a_call_that_waits_for_what_is_made_anew_and_for_no_circle_is_answered(method):
+    world, asked = World(), asyncio.Event()
+    async with undone(world) as manager, InstanceManager(Peer) as peers:
+        world.ask = asked.wait
+        first = asyncio.create_task(manager.call("ada", Opened.look))
+        await until(lambda: world.log.count("start") == 2)
+        call = asyncio.create_task(peers.call("bob", Peer.ask, manager, method))
+        await rest()
+        asked.set()
+        assert [await outcome(task) for task in (first, call)] == [1, 1]
 
 
 class Late(msgspec.Struct):

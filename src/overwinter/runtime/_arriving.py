@@ -226,7 +226,7 @@ class Arriving(Performer[A]):
 
     async def alive(self, method: Method) -> None:
         if self.state is THAWING:
-            self._check_waiting(method)
+            self._check_waiting(method, (self,))
             passage = self.passing()
             try:
                 await passage

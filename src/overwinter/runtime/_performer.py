@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from asyncio.events import _get_running_loop
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -36,7 +36,7 @@ from ._home import ABORT_GRACE, Evicted, Home, Retired, all_done
 from ._idle import IdleMember
 from ._ledger import Ledger, MakeError
 from ._lifecycle import CLAIMED, COLD, LIVE, after
-from ._turn import TURN, Turn, Wait, current_turn, waits_for_itself
+from ._turn import TURN, Host, Turn, Wait, current_turn, waits_for_itself
 from ._turnstile import Turnstile
 
 __all__ = ["BROKEN", "UNSTARTED", "WHOLE", "Consumer", "Performer"]
@@ -168,7 +168,7 @@ class Performer(IdleMember, Generic[A]):
                 if ledger.lost or self.state is not LIVE:
                     raise Retired
                 if self._broken or ledger.down or home.shared:
-                    await self._admit(readonly)
+                    await self._admit(method)
                 turn = self._begin(readonly, None if wait is None else current_turn())
                 if readonly:
                     self._enlist(turn)
@@ -229,7 +229,7 @@ class Performer(IdleMember, Generic[A]):
         """Wait for the turn."""
         if self.state is COLD:
             raise Retired  # a stream finds its agent first and comes a little later: nobody gives turns here any more
-        self._check_waiting(method)
+        self._check_waiting(method, (self,))
         try:
             await self.turns.enter(method.readonly)
         except Retired:
@@ -250,9 +250,10 @@ class Performer(IdleMember, Generic[A]):
             "call it less often, or raise max_mailbox"
         )
 
-    def _check_waiting(self, method: Method) -> None:
+    def _check_waiting(self, method: Method, hosts: Iterable[Host | Turn]) -> None:
+        """Raise if one of *hosts*, which a call would wait for, waits for the turn that this is called in."""
         caller = current_turn()
-        if caller is not None and waits_for_itself(caller, self):
+        if caller is not None and any(waits_for_itself(caller, host) for host in hosts):
             raise ReentrantCallError(
                 f"{self._who}: {method.name}() was called from inside a turn that it would wait for: "
                 "call the plain method (self.…) inside an agent, or tell() it"
@@ -297,7 +298,7 @@ class Performer(IdleMember, Generic[A]):
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
         await self.alive(method)
         if self._broken:
-            await self._mended()
+            await self._mended(method)
         turn = self._begin(True, current_turn())
         self._enlist(turn)
         token = TURN.set(turn)
@@ -353,14 +354,14 @@ class Performer(IdleMember, Generic[A]):
             turn.abort(TurnCancelledError(f"{self._who}: the call was cancelled and rolled back"), doomed=False)
         return bool(calls)
 
-    async def _admit(self, readonly: bool) -> None:
+    async def _admit(self, method: Method) -> None:
         """See to it that a turn which is ours by now may really begin, where that takes more than a look."""
         ledger = self.ledger
-        if ledger.down and ledger.putting and not readonly:
+        if ledger.down and ledger.putting and not method.readonly:
             raise StoreUnavailableError(f"{self._who}: the store is unavailable; not called. Try again later")
         while True:
             if self._broken:
-                await self._mended()
+                await self._mended(method)
             if not self.home.shared or self.home.keeper.store is None:
                 return
             # The store must be asked, or a write of another process would go unseen until our next one.
@@ -398,13 +399,15 @@ class Performer(IdleMember, Generic[A]):
                     f"{self._who}: the store is unavailable; not called. Try again later"
                 ) from error
 
-    async def _mended(self) -> None:
+    async def _mended(self, method: Method) -> None:
         """Return when there is a whole object.
 
         Raises:
             Retired: this life ended meanwhile.
+            ReentrantCallError: the hook that makes it waits for this very call.
         """
         while self._broken:
+            self._check_waiting(method, [turn for turn in self.running if turn.performer is None])  # hooks have none
             try:
                 await self._rebuild()
             except OverwinterError:
