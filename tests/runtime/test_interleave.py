@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from waiting import outcome, pass_time, rest, stored
@@ -11,6 +15,8 @@ from overwinter import Agent, AgentSystem, InstanceManager, MemoryStore, interle
 from overwinter.errors import (
     AgentNotFoundError,
     AgentStateError,
+    ClosedError,
+    CloseError,
     MailboxFullError,
     ReentrantCallError,
     StoreUnavailableError,
@@ -411,3 +417,191 @@ async def test_it_can_not_end_its_own_agent_which_waits_for_it():
     async with InstanceManager(Desk, context=context) as desks:
         context.append(desks)
         assert isinstance(await outcome(desks.call("ada", Desk.end)), ReentrantCallError)
+
+
+# ---------------------------------------------------------------- while the agent is rolled back
+
+
+class Parting(Agent):
+    """Does something yet when its call is ended."""
+
+    n: int = 0
+
+    async def on_start(self, context: dict[str, Any]) -> None:
+        self.context = context
+
+    async def add(self) -> int:
+        self.n += 1
+        return self.n
+
+    async def work(self) -> None:
+        self.n += 1
+        await self._until_ended()
+
+    @interleave
+    async def watch(self) -> None:
+        await self._until_ended()
+
+    async def _until_ended(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.context["ended"].set()
+            await self.context["then"](self.context["partings"])
+
+    @interleave
+    async def look(self) -> int:
+        return self.n
+
+    @interleave
+    async def glance(self) -> int:
+        await rest(20)
+        return self.n
+
+    @interleave
+    async def stay(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Visitor(Agent):
+    async def look(self, partings: InstanceManager[Parting]) -> int:
+        return await partings.call("a", Parting.look)
+
+
+class RolledBack:
+    """An agent whose last change could not be stored, and the call that keeps it from being rolled back."""
+
+    def __init__(self, partings: InstanceManager[Parting], store: FaultyStore, clock: ManualClock) -> None:
+        self.partings, self.store, self.clock = partings, store, clock
+        self.life = partings._registry.servers["a"]
+
+    async def begin(self, method: Any, ended: asyncio.Event) -> None:
+        self.store.fail("put", lambda: StoreUnavailableError("down"), times=math.inf)
+        gate = self.store.hold("put")
+        self.add = asyncio.create_task(self.partings.call("a", Parting.add))
+        await gate.reached()
+        self.last = await start(self.partings, method)
+        gate.release()
+        await pass_time(self.clock, ended.is_set)
+
+    async def is_undone(self) -> None:
+        """Without any more time, and in the same life."""
+        assert [type(await outcome(call)) for call in (self.add, self.last)] == [StoreUnavailableError] * 2
+        self.store.heal()
+        assert await outcome(self.partings.call("a", Parting.add)) == 2
+        assert self.partings._registry.servers["a"] is self.life
+        assert self.partings.stats().superseded == 0
+
+
+@contextlib.asynccontextmanager
+async def rolled_back(method: Any, then: Callable[[InstanceManager[Parting]], Awaitable[object]]) -> AsyncIterator:
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    context: dict[str, Any] = {"then": then, "ended": asyncio.Event()}
+    partings = context["partings"] = InstanceManager(
+        Parting, store=store, clock=clock, store_patience=1, context=context
+    )
+    async with partings:
+        await partings.call("a", Parting.add)
+        found = RolledBack(partings, store, clock)
+        await found.begin(method, context["ended"])
+        yield found
+
+
+@pytest.mark.parametrize("method", [Parting.work, Parting.watch])
+async def test_it_begins_when_what_is_being_rolled_back_is_undone(method):
+    go_on = asyncio.Event()
+    async with rolled_back(method, lambda _: go_on.wait()) as undone:
+        look = asyncio.create_task(undone.partings.call("a", Parting.look))
+        await rest()
+        assert not look.done()
+        go_on.set()
+        assert await outcome(look) == 1
+        await undone.is_undone()
+
+
+async def test_calls_that_overlap_keep_no_change_from_being_undone():
+    store, clock = FaultyStore(MemoryStore()), ManualClock()
+    async with InstanceManager(Parting, store=store, clock=clock, store_patience=1, context={}) as partings:
+        await partings.call("a", Parting.add)
+        store.fail("put", lambda: StoreUnavailableError("down"), times=math.inf)
+        add = asyncio.create_task(partings.call("a", Parting.add))
+
+        async def poll() -> None:
+            while not add.done():
+                with contextlib.suppress(StoreUnavailableError):
+                    await partings.call("a", Parting.glance)
+
+        polls = []
+        for _ in range(2):
+            polls.append(asyncio.create_task(poll()))
+            await rest(10)
+        await pass_time(clock, add.done)
+        assert isinstance(add.exception(), StoreUnavailableError)
+        assert [await outcome(task) for task in polls] == [None, None]
+        assert (partings.stats().created, partings.stats().thawed) == (1, 0)  # in one life
+
+
+@pytest.mark.parametrize("through", [None, "another agent"])
+@pytest.mark.parametrize("method", [Parting.work, Parting.watch])
+async def test_a_call_that_is_being_rolled_back_may_look_at_its_own_agent(method, through):
+    seen = []
+
+    async def look(partings: InstanceManager[Parting]) -> None:
+        call = visitors.call("bob", Visitor.look, partings) if through else partings.call("a", Parting.look)
+        seen.append(await outcome(call))
+
+    async with InstanceManager(Visitor) as visitors, rolled_back(method, look) as undone:
+        await undone.is_undone()
+        assert seen == [3 if method is Parting.work else 2]
+
+
+@pytest.mark.parametrize("method", [Parting.work, Parting.watch])
+async def test_a_call_that_is_being_rolled_back_is_told_if_it_would_wait_for_who_waits_for_its_end(method):
+    told, go_on = [], asyncio.Event()
+
+    async def visit(partings: InstanceManager[Parting]) -> None:
+        await go_on.wait()
+        told.append(type(await outcome(visitors.call("bob", Visitor.look, partings))))
+
+    async with InstanceManager(Visitor) as visitors, rolled_back(method, visit) as undone:
+        waits = asyncio.create_task(visitors.call("bob", Visitor.look, undone.partings))
+        await rest()
+        assert not waits.done()
+        go_on.set()
+        assert await outcome(waits) == 1
+        assert told == [ReentrantCallError]
+        await undone.is_undone()
+
+
+async def test_who_waits_for_a_rollback_that_does_not_end_is_answered_by_the_next_life():
+    told = []
+
+    async def stay(partings: InstanceManager[Parting]) -> None:
+        told.append(type(await outcome(partings.call("a", Parting.stay))))
+
+    async with rolled_back(Parting.watch, stay) as undone:
+        look = asyncio.create_task(undone.partings.call("a", Parting.look))
+        await pass_time(undone.clock, look.done)
+        assert await look == 1
+        assert told == [StoreUnavailableError]  # nobody else has written
+        assert [type(await outcome(call)) for call in (undone.add, undone.last)] == [StoreUnavailableError] * 2
+        assert undone.partings._registry.servers["a"] is not undone.life
+        assert undone.partings.stats().superseded == 0
+
+
+async def test_who_waits_for_a_rollback_as_the_manager_closes_is_told():
+    go_on = asyncio.Event()
+
+    async def close() -> None:
+        async with rolled_back(Parting.watch, lambda _: go_on.wait()) as undone:
+            look = asyncio.create_task(undone.partings.call("a", Parting.look))
+            await rest()
+            closing = asyncio.create_task(undone.partings.close(1))
+            await pass_time(undone.clock, closing.done)
+            for call in (look, undone.add):
+                assert isinstance(await outcome(call), ClosedError)
+            go_on.set()
+            assert isinstance(await outcome(undone.last), StoreUnavailableError)
+            await closing
+
+    assert isinstance(await outcome(close()), CloseError)

@@ -20,6 +20,7 @@ from ._gate import Effect
 from ._home import Home, Retired
 from ._lifecycle import FAILED, LIVE, STARTED, THAWING, after
 from ._performer import Performer
+from ._turn import current_turn, waits_for_itself
 
 __all__ = ["Arriving"]
 
@@ -233,6 +234,10 @@ class Arriving(Performer[A]):
             except OverwinterError as error:
                 if self.asked == PLAIN:
                     raise error.again() from error.__cause__
+        caller = current_turn()
+        # Calls that overlap would keep it from ever coming to rest. One that this waits for may go on: it ends with it.
+        while self._rolling_back and self.state is LIVE and (caller is None or not waits_for_itself(caller, self)):
+            await self.passing()
         if self.state is not LIVE:
             raise Retired
 

@@ -71,6 +71,7 @@ class Performer(IdleMember, Generic[A]):
         "_emptied",
         "_mending",
         "_refusal",
+        "_rolling_back",
         "_settable",
         "_started_at",
         "_writer",
@@ -100,11 +101,16 @@ class Performer(IdleMember, Generic[A]):
         self._mending: asyncio.Task[None] | None = None
         self._refusal: MakeError | None = None
         self._emptied: asyncio.Future[None] | None = None
+        self._rolling_back = False
         self._settable: frozenset[str] = frozenset()
 
     @abstractmethod
     async def alive(self, method: Method) -> None:
-        """Return when the agent is alive."""
+        """Return when the agent is alive, and nothing that runs is being rolled back."""
+
+    @abstractmethod
+    def passed(self) -> None:
+        """Tell those who wait for that to look again."""
 
     @abstractmethod
     async def _rebuild(self) -> None:
@@ -124,7 +130,9 @@ class Performer(IdleMember, Generic[A]):
     def holding(self) -> Collection[Turn]:
         """Those of them that a call to this agent waits for."""
         running = self.running
-        return [turn for turn in running if not turn.interleaved] if self.state is LIVE else running
+        if self._rolling_back or self.state is not LIVE:
+            return running
+        return [turn for turn in running if not turn.interleaved]
 
     @property
     def busy(self) -> bool:
@@ -297,8 +305,9 @@ class Performer(IdleMember, Generic[A]):
     ) -> Any:
         """Run beside whatever runs. It sees unfinished state, so its reply is provisional and waits for nothing."""
         await self.alive(method)
-        if self._broken:
+        while self._broken:
             await self._mended(method)
+            await self.alive(method)  # it may be rolled back by now
         turn = self._begin(True, current_turn())
         self._enlist(turn)
         token = TURN.set(turn)
@@ -667,13 +676,18 @@ class Performer(IdleMember, Generic[A]):
 
     async def roll_back_to(self, body: bytes, error: MakeError) -> bool:
         """End what runs and restore *body*; ``False`` if what runs does not end, which ends this life."""
-        if not await self.abort(error):
-            self.lose(error())
-            return False
-        self._restore(body)
-        if self.ledger.dur < self._started_at and self._broken is WHOLE:
-            self._broken = UNSTARTED
-        return True
+        self._rolling_back = True
+        try:
+            if not await self.abort(error):
+                self.lose(error())
+                return False
+            self._restore(body)
+            if self.ledger.dur < self._started_at and self._broken is WHOLE:
+                self._broken = UNSTARTED
+            return True
+        finally:
+            self._rolling_back = False
+            self.passed()
 
     @property
     def _who(self) -> str:

@@ -242,7 +242,10 @@ class AgentServer(Arriving[A]):
         self.turns.hold()
         self.turns.evict(Retired)
         for turn in self.running:
-            turn.abort(self.ledger.superseded() if turn.readonly else self.ledger.lost_to(turn.since))
+            if error is not None and not isinstance(error, SupersededError):
+                turn.abort(error.again())
+            else:
+                turn.abort(self.ledger.superseded() if turn.readonly else self.ledger.lost_to(turn.since))
         if was is LIVE:
             self.home.spawn(self._bury())
 
