@@ -384,6 +384,11 @@ class Desk(Agent):
     async def end(self) -> None:
         await self.context[0].stop(self.key)
 
+    @interleave
+    async def numbers(self):
+        for number in range(1000):
+            yield number
+
 
 class Clerk(Agent):
     async def on_start(self, context: list[InstanceManager]) -> None:
@@ -417,6 +422,19 @@ async def test_it_can_not_end_its_own_agent_which_waits_for_it():
     async with InstanceManager(Desk, context=context) as desks:
         context.append(desks)
         assert isinstance(await outcome(desks.call("ada", Desk.end)), ReentrantCallError)
+
+
+class Taker(Agent):
+    """Takes the items of another agent."""
+
+    async def end_it(self, desks: InstanceManager[Desk]) -> None:
+        async for _ in desks.reference("ada").numbers():
+            await desks.stop("ada")
+
+
+async def test_who_takes_the_items_of_one_can_not_end_its_agent_meanwhile():
+    async with InstanceManager(Desk, context=[]) as desks, InstanceManager(Taker) as takers:
+        assert isinstance(await outcome(takers.call("bob", Taker.end_it, desks)), ReentrantCallError)
 
 
 # ---------------------------------------------------------------- while the agent is rolled back

@@ -312,6 +312,8 @@ class Performer(IdleMember, Generic[A]):
         self._enlist(turn)
         token = TURN.set(turn)
         turn.interleaved, turn.streams = True, to is not None
+        if to is not None:
+            turn.wait_for(to.waited_for)
         if wait is not None:
             wait.on = turn
         timer = self._time(turn, f"{method.name}()")
