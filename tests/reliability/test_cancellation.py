@@ -10,7 +10,7 @@ import contextlib
 import os
 import random
 import sys
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -396,7 +396,8 @@ def never_given_back(patch: pytest.MonkeyPatch) -> None:
 
     async def enter(self: Turnstile, shared: bool) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue = deque([*self._queue, (waiter, shared)])
+        self._queue = OrderedDict(self._queue)
+        self._queue[waiter] = shared
         await waiter
 
     patch.setattr(Turnstile, "enter", enter)

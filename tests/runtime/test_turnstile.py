@@ -107,3 +107,31 @@ async def test_each_who_is_sent_away_gets_an_error_of_its_own():
     assert errors[0] is not errors[1]
     turns.leave(WRITE)
     assert turns.free
+
+
+async def test_where_many_leave_none_looks_at_the_others_and_nothing_is_kept_of_them(monkeypatch):
+    looks = 0
+
+    class Watched(asyncio.Future):
+        __hash__ = asyncio.Future.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal looks
+            looks += 1
+            return self is other
+
+    turns, loop = Turnstile(), asyncio.get_running_loop()
+    assert turns.try_enter(WRITE)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "create_future", lambda: Watched(loop=loop))
+        waiting = await queue(turns, *[READ, WRITE] * 100)
+    for task in waiting[:0:-1]:
+        task.cancel()
+    await rest()
+    assert looks < 200
+    assert (turns.waiting, turns.queued, len(turns._queue)) == (1, 1, 1)
+    waiting[0].cancel()
+    await rest()
+    turns.leave(WRITE)
+    assert turns.free
+    assert turns._queue == ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 from typing import TypeAlias
 
@@ -15,6 +15,15 @@ Effect: TypeAlias = Callable[[], object]
 """What leaves a turn only when its version is durable: a ``tell``."""
 
 
+class _Told:
+    """The effects of one turn, as one of those who wait."""
+
+    __slots__ = ("effects",)
+
+    def __init__(self, effects: list[Effect]) -> None:
+        self.effects = effects
+
+
 class Gate:
     """Replies and effects, each with the version that it made or saw."""
 
@@ -22,45 +31,45 @@ class Gate:
 
     def __init__(self) -> None:
         # Versions only grow, and after a rollback nobody waits any more: the order of arrival is that of versions.
-        # A list, and only while somebody waits: an idle agent needs none.
-        self.waiters: list[tuple[int, asyncio.Future[None] | list[Effect]]] | tuple[()] = ()
+        # A dict, so that many may leave at once; and only while somebody waits: an idle agent needs none.
+        self.waiters: dict[asyncio.Future[None] | _Told, int] | tuple[()] = ()
 
     def enter(self, version: int, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """Return what is done when *version* is durable. Who stops waiting calls ``withdraw``."""
         waiter: asyncio.Future[None] = loop.create_future()
         if self.waiters:
-            self.waiters.append((version, waiter))
+            self.waiters[waiter] = version
         else:
-            self.waiters = [(version, waiter)]
+            self.waiters = {waiter: version}
         return waiter
 
     def withdraw(self, waiter: asyncio.Future[None]) -> None:
         """Forget a waiter whose caller has left: it would count for the mailbox until the store answers."""
-        for place, (_, other) in enumerate(self.waiters):
-            if other is waiter:
-                assert isinstance(self.waiters, list)
-                del self.waiters[place]
-                return
+        if self.waiters:
+            self.waiters.pop(waiter, None)  # it may have been let go just now
+            self.waiters = self.waiters or ()
 
     def keep(self, version: int, effects: list[Effect]) -> None:
         """Run *effects* when *version* is durable; drop them if it never will be."""
-        if not isinstance(self.waiters, list):
-            self.waiters = []
-        self.waiters.append((version, effects))
+        if not isinstance(self.waiters, dict):
+            self.waiters = {}
+        self.waiters[_Told(effects)] = version
 
     def release(self, durable: int) -> None:
         """Let go whatever waits for *durable* or less."""
-        ready = self.waiters
-        if not ready:
+        waiters = self.waiters
+        if not waiters:
             return
-        if ready[-1][0] <= durable:  # nearly always all of them
+        ready: Iterable[asyncio.Future[None] | _Told] = waiters
+        if next(reversed(waiters.values())) <= durable:  # nearly always all of them
             self.waiters = ()
         else:
-            waiters, ready = ready, list(takewhile(lambda waiter: waiter[0] <= durable, ready))
-            del waiters[: len(ready)]
-        for _, waiter in ready:
-            if isinstance(waiter, list):
-                for effect in waiter:
+            ready = list(takewhile(lambda waiter: waiters[waiter] <= durable, waiters))
+            for waiter in ready:
+                del waiters[waiter]
+        for waiter in ready:
+            if isinstance(waiter, _Told):
+                for effect in waiter.effects:
                     effect()
             elif not waiter.done():
                 waiter.set_result(None)
@@ -68,8 +77,10 @@ class Gate:
     def fail(self, error: Callable[[int], OverwinterError], *, effects_too: bool = True) -> None:
         """Give everybody who waits an error of their own, made of the version they wait for; drop the effects."""
         waiters, self.waiters = self.waiters, ()
+        if not waiters:
+            return
         if not effects_too:
-            self.waiters = [waiter for waiter in waiters if isinstance(waiter[1], list)] or ()
-        for version, waiter in waiters:
-            if not isinstance(waiter, list) and not waiter.done():
+            self.waiters = {waiter: version for waiter, version in waiters.items() if isinstance(waiter, _Told)} or ()
+        for waiter, version in waiters.items():
+            if not isinstance(waiter, _Told) and not waiter.done():
                 waiter.set_exception(error(version))

@@ -6,9 +6,8 @@ Knows futures and order; not what a turn does.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
 
 __all__ = ["Turnstile"]
 
@@ -23,7 +22,8 @@ class Turnstile:
         self.reading = 0
         self.held = False
         """While held, no turn starts; those that run go on."""
-        self._queue: deque[tuple[asyncio.Future[None], bool]] | tuple[()] = ()  # a deque only while somebody waits
+        # By their futures, so that many may leave at once; it is one only while somebody waits.
+        self._queue: OrderedDict[asyncio.Future[None], bool] | tuple[()] = ()
 
     @property
     def free(self) -> bool:
@@ -37,7 +37,7 @@ class Turnstile:
 
     @property
     def queued(self) -> int:
-        return sum(not waiter.done() for waiter, _ in self._queue)
+        return sum(not waiter.done() for waiter in self._queue)
 
     def try_enter(self, shared: bool) -> bool:
         """Take the turn if it is free now; *shared* turns run beside each other."""
@@ -52,9 +52,9 @@ class Turnstile:
     async def enter(self, shared: bool) -> None:
         """Wait for the turn. Cancel-safe: a turn that was granted to a caller who left goes to the next."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not isinstance(self._queue, deque):
-            self._queue = deque()
-        self._queue.append((waiter, shared))
+        if not isinstance(self._queue, OrderedDict):
+            self._queue = OrderedDict()
+        self._queue[waiter] = shared
         try:
             await waiter
         except asyncio.CancelledError:
@@ -62,8 +62,7 @@ class Turnstile:
                 self.leave(shared)
             else:
                 if self._queue:
-                    with suppress(ValueError):  # sent away just now
-                        self._queue.remove((waiter, shared))  # or it would count for the mailbox
+                    self._queue.pop(waiter, None)  # or it would count for the mailbox; it may be sent away by now
                 self._grant()  # this one may have been all that the others waited behind
             raise
 
@@ -86,14 +85,14 @@ class Turnstile:
     def evict(self, error: Callable[[], BaseException]) -> None:
         """Send everybody who waits away with an error of their own."""
         queue, self._queue = self._queue, ()
-        for waiter, _ in queue:
+        for waiter in queue:
             if not waiter.done():
                 waiter.set_exception(error())
 
     def _grant(self) -> None:
         queue = self._queue
         while queue and not self.held and not self.writing:
-            waiter, shared = queue[0]
+            waiter, shared = next(iter(queue.items()))
             if not waiter.done():
                 if self.reading and not shared:
                     return
@@ -102,6 +101,6 @@ class Turnstile:
                 else:
                     self.writing = True
                 waiter.set_result(None)
-            queue.popleft()
+            queue.popitem(last=False)
         if not queue:
             self._queue = ()
