@@ -6,7 +6,6 @@ It checks what callers hand in, and opens and closes. Lives are the registry's b
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 import os
 from asyncio.events import _get_running_loop  # one that returns None instead of raising
@@ -34,7 +33,7 @@ from .runtime._registry import Registry
 from .runtime._room import PutBudget, Room
 from .runtime._server import AgentServer
 from .runtime._stream import Stream
-from .runtime._turn import TURN, current_turn
+from .runtime._turn import current_turn, outside_turns
 from .runtime._view import Inspection, Stats, inspect, stats
 from .stores.base import Store
 
@@ -203,8 +202,7 @@ class InstanceManager(Generic[A]):
     def _settle_in(self) -> None:
         self._door.loop, self._door.pid = asyncio.get_running_loop(), os.getpid()
         self._home.loop = self._door.loop
-        self._home.ground = contextvars.copy_context()
-        self._home.ground.run(TURN.set, None)
+        self._home.ground = outside_turns()
         OPEN.setdefault(self._kind.name, WeakSet()).add(self)
 
     async def _take_store(self) -> None:
@@ -401,8 +399,7 @@ class InstanceManager(Generic[A]):
         if found.streaming:
             raise TypeError(f"{found.name}() streams its items to whoever takes them: call it, don't tell it")
         self._check()
-        context = contextvars.copy_context()
-        context.run(TURN.set, None)  # it is no part of the turn that told it
+        context = outside_turns()
         call_id = self._call_id
 
         def launch() -> None:
@@ -488,7 +485,7 @@ class InstanceManager(Generic[A]):
         try:
             await self._registry.stop(key)
         except asyncio.CancelledError:  # whoever asked is gone; what was begun goes on
-            self._home.answer_for(key, "stop", self._home.spawn(self._registry.stop(key)))
+            self._home.answer_for(key, "stop", self._home.spawn(self._registry.stop(key), context=outside_turns()))
             raise
 
     async def delete(self, key: str) -> None:
@@ -501,7 +498,7 @@ class InstanceManager(Generic[A]):
         """
         self._check()
         check_key(key, self._kind.name)
-        await self._home.see_through(key, "delete", self._registry.delete(key))
+        await self._registry.delete(key)
 
     def keys(self) -> list[str]:
         """The keys of the live agents. For those that are stored, see ``stored_keys``."""

@@ -168,10 +168,26 @@ class Knower(Agent):
         else:
             await getattr(self.manager, what)(key)
 
+    async def do_then(self, go: asyncio.Event, what: str, key: str) -> None:
+        await go.wait()
+        await self.do(what, key)
 
-async def knowers() -> InstanceManager[Knower]:
+    async def give_up(self, what: str, key: str, given_up: asyncio.Event, go: asyncio.Event) -> None:
+        asking = asyncio.create_task(self.do(what, key))
+        await rest()
+        asking.cancel()
+        await asyncio.wait([asking])
+        given_up.set()
+        await go.wait()
+
+    async def ping_then(self, go: asyncio.Event, key: str) -> str:
+        await go.wait()
+        return await self.manager.call(key, Knower.ping)
+
+
+async def knowers(store=None) -> InstanceManager[Knower]:
     context: dict[str, InstanceManager[Knower]] = {}
-    context["manager"] = InstanceManager(Knower, store=MemoryStore(), context=context)
+    context["manager"] = InstanceManager(Knower, store=store or MemoryStore(), context=context)
     await context["manager"].open()
     return context["manager"]
 
@@ -181,6 +197,63 @@ async def test_an_agent_that_ends_itself_in_its_own_turn_is_told_that_it_would_w
     manager = await knowers()
     assert isinstance(await outcome(manager.call("a", Knower.do, what, "a")), ReentrantCallError)
     assert await outcome(manager.call("a", Knower.ping)) == "pong"
+    assert await outcome(manager.close()) is None
+
+
+@pytest.mark.parametrize("what", ["stop", "delete"])
+async def test_a_turn_that_ends_an_agent_which_waits_for_it_is_told_and_so_is_who_comes_to_wait_for_such_a_turn(what):
+    manager, ends, calls = await knowers(), asyncio.Event(), asyncio.Event()
+    for first, second in ((calls, ends), (ends, calls)):
+        end = asyncio.create_task(manager.call("a", Knower.do_then, ends, what, "b"))
+        call = asyncio.create_task(manager.call("b", Knower.ping_then, calls, "a"))
+        await until(lambda: manager.inspect("a").running == manager.inspect("b").running == 1)
+        first.set()
+        await rest()
+        assert not end.done()
+        assert not call.done()
+        second.set()
+        last, other = (end, call) if second is ends else (call, end)
+        assert isinstance(await outcome(last), ReentrantCallError)
+        assert await outcome(other) == (None if other is end else "pong")
+        ends.clear()
+        calls.clear()
+    assert await outcome(manager.close()) is None
+
+
+@pytest.mark.parametrize("what", ["stop", "delete"])
+async def test_a_turn_that_gave_up_ending_an_agent_does_not_wait_for_it_though_that_goes_on(what):
+    manager = await knowers()
+    calls, given_up, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    call = asyncio.create_task(manager.call("b", Knower.ping_then, calls, "a"))
+    await until(lambda: manager.inspect("b").running)
+    end = asyncio.create_task(manager.call("a", Knower.give_up, what, "b", given_up, go))
+    await given_up.wait()
+    await rest()
+    assert manager.inspect("b").queued == 1
+    calls.set()
+    await rest()
+    assert not call.done()  # it waits for a, which waits for nobody
+    go.set()
+    assert [await outcome(end), await outcome(call)] == [None, "pong"]
+    await until(lambda: manager.keys() == ["a"])
+    assert await outcome(manager.close()) is None
+
+
+async def test_a_turn_whose_delete_of_an_agent_has_failed_does_not_wait_for_it():
+    store = FaultyStore(MemoryStore())
+    manager, go = await knowers(store), asyncio.Event()
+    await manager.get("b")
+    await manager.save("b")
+    store.fail("delete", down)
+    gate = store.hold("delete")
+    end = asyncio.create_task(manager.call("a", Knower.do, "delete", "b"))
+    await gate.reached()
+    go.set()
+    call = asyncio.create_task(manager.call("b", Knower.ping_then, go, "a"))  # it runs before a hears of the failure
+    await until(lambda: manager.inspect("b").queued)
+    gate.release()
+    assert isinstance(await outcome(end), StoreUnavailableError)
+    assert await outcome(call) == "pong"
     assert await outcome(manager.close()) is None
 
 

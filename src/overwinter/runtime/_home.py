@@ -124,7 +124,9 @@ class Home(Generic[A]):
                 "call it there, for instance with asyncio.run_coroutine_threadsafe"
             )
 
-    async def see_through(self, key: str, doing: str, coroutine: Any) -> None:
+    async def see_through(
+        self, key: str, doing: str, coroutine: Any, *, context: contextvars.Context | None = None
+    ) -> None:
         """Await *coroutine* in a task of its own, which goes on if the caller is cancelled.
 
         What it fails with then is reported.
@@ -132,7 +134,7 @@ class Home(Generic[A]):
         Raises:
             ClosedError: closing gave it up. The task is cancelled then, and its caller is not.
         """
-        task = self.spawn(coroutine)
+        task = self.spawn(coroutine, context=context)
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:

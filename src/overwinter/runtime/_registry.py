@@ -30,7 +30,7 @@ from ._lifecycle import FREEZING, LIVE, THAWING
 from ._performer import Consumer
 from ._server import AgentServer
 from ._stream import Stream
-from ._turn import Turn, Wait, current_turn, waits_for_itself
+from ._turn import Turn, Wait, current_turn, outside_turns, waits_for_itself
 
 __all__ = ["Registry"]
 
@@ -185,16 +185,19 @@ class Registry(Generic[A]):
 
     @contextmanager
     def _waiting_in(self, caller: Turn, server: AgentServer[A]) -> Generator[None, None, None]:
-        if any(waits_for_itself(caller, turn) for turn in server.running):  # also for interleaved ones, as it ends
-            raise ReentrantCallError(
-                f"{self.home.kind.name} {server.key!r}: this would wait for the very turn that it is called in: "
-                "inside a turn an agent can't stop, delete or thaw itself, nor what waits for it"
-            )
+        self._check_waiting(caller, server)
         wait = caller.wait_for(Wait(server))
         try:
             yield
         finally:
             caller.waited(wait)
+
+    def _check_waiting(self, caller: Turn, server: AgentServer[A]) -> None:
+        if any(waits_for_itself(caller, turn) for turn in server.running):  # also for interleaved ones, as it ends
+            raise ReentrantCallError(
+                f"{self.home.kind.name} {server.key!r}: this would wait for the very turn that it is called in: "
+                "inside a turn an agent can't stop, delete or thaw itself, nor what waits for it"
+            )
 
     def evict_one(self) -> bool:
         """Have the least recently used idle agent hibernate, a clean one if it can be; return whether there is any."""
@@ -249,13 +252,26 @@ class Registry(Generic[A]):
             await server.ledger.persist(create=True)
 
     async def delete(self, key: str) -> None:
-        """End the life of *key* without saving, and delete whatever is stored under it."""
-        while key in self.servers or key in self.deleting:
-            server = self.servers.get(key)
-            if server is None:
-                await asyncio.shield(self.deleting[key])
-                continue
-            with self._waiting_for(server):
+        """End the life of *key* without saving, and delete whatever is stored under it. Cancelled, it goes on."""
+        caller, wait = current_turn(), Wait(None)
+        if caller is not None:
+            caller.wait_for(wait)
+        try:
+            await self.home.see_through(key, "delete", self._delete(key, caller, wait), context=outside_turns())
+        finally:
+            if caller is not None:
+                caller.waited(wait)
+
+    async def _delete(self, key: str, caller: Turn | None, wait: Wait) -> None:
+        """Delete, and keep *wait* up to date, which is *caller*'s for as long as that is there."""
+        try:
+            while key in self.servers or key in self.deleting:
+                server = wait.on = self.servers.get(key)
+                if server is None:
+                    await asyncio.shield(self.deleting[key])
+                    continue
+                if caller is not None and wait in (caller.awaits or ()):
+                    self._check_waiting(caller, server)
                 if server.state is not LIVE:
                     await _settled(server)
                     continue
@@ -264,7 +280,9 @@ class Registry(Generic[A]):
                 except (Retired, AgentDeletedError):
                     continue
                 return
-        await self._delete_stored(key)
+            await self._delete_stored(key)
+        finally:
+            wait.on = None
 
     async def _delete_stored(self, key: str, done: str | None = None) -> None:
         """Delete what nobody has alive, readable or not; the next life of the key waits for that.

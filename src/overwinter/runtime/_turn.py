@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Protocol
 
 from ..agent._receipts import Receipt
 from ..errors import OverwinterError, UsageError
 
-__all__ = ["TURN", "Host", "Turn", "Wait", "commit", "current_turn", "waits_for_itself"]
+__all__ = ["TURN", "Host", "Turn", "Wait", "commit", "current_turn", "outside_turns", "waits_for_itself"]
 
 
 class Host(Protocol):
@@ -132,6 +132,13 @@ def current_turn() -> Turn | None:
     """The turn that this code runs in, if there is one and it has not ended."""
     turn = TURN.get()
     return turn if turn is not None and turn.active else None
+
+
+def outside_turns() -> Context:
+    """A copy of this context in which no turn runs: for what goes on without the turn that it was begun in."""
+    context = copy_context()
+    context.run(TURN.set, None)
+    return context
 
 
 async def commit() -> None:
