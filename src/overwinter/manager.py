@@ -485,7 +485,7 @@ class InstanceManager(Generic[A]):
         try:
             await self._registry.stop(key)
         except asyncio.CancelledError:  # whoever asked is gone; what was begun goes on
-            self._home.answer_for(key, "stop", self._home.spawn(self._registry.stop(key), context=outside_turns()))
+            self._registry.go_on_stopping(key)
             raise
 
     async def delete(self, key: str) -> None:

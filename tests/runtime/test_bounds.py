@@ -217,6 +217,27 @@ async def test_those_who_left_do_not_count_for_the_mailbox(gate):
         assert await outcome(last) == (4 if gate else 1)
 
 
+async def test_stops_that_nobody_waits_for_any_more_are_one_for_each_life():
+    event = asyncio.Event()
+    async with InstanceManager(Counter, store=MemoryStore(), max_mailbox=3) as counters:
+        for life in (1, 2):
+            running = asyncio.create_task(counters.call("ada", Counter.wait, event, 1))
+            await until(lambda: counters.inspect("ada").running)
+            for _ in range(5):
+                stop = asyncio.create_task(counters.stop("ada"))
+                await rest()
+                stop.cancel()
+                assert isinstance(await outcome(stop), asyncio.CancelledError)
+            assert (counters.stats().queued, len(counters._home.tasks)) == (1, 1)
+            late = asyncio.create_task(counters.call("ada", Counter.read))
+            await until(lambda: counters.stats().queued == 2)
+            event.set()
+            assert [await outcome(running), await outcome(late)] == [life, life]
+            assert counters.stats().hibernated == life  # the other one read in the next
+            assert not counters._registry._stopping
+            event.clear()
+
+
 async def test_the_default_bound_of_a_state_is_four_megabytes():
     async with InstanceManager(Heavy, store=MemoryStore()) as heavies:
         assert await heavies.call("a", Heavy.fill, 4 * 1024 * 1024 - 100)

@@ -49,6 +49,8 @@ class Registry(Generic[A]):
         self._retry = retry
         self.deleting: dict[str, asyncio.Future[None]] = {}
         """The keys of which the store is asked to delete what nobody has alive, with what their next life waits for."""
+        self._stopping: set[AgentServer[A]] = set()
+        """The lives that are being stopped though nobody waits for that any more."""
 
     # ------------------------------------------------------------ calls
 
@@ -233,9 +235,9 @@ class Registry(Generic[A]):
             if key in self.servers:
                 self.servers[key].watch()
 
-    async def stop(self, key: str) -> None:
-        """Store and end the life of *key*, if there is one."""
-        while (server := self.servers.get(key)) is not None:
+    async def stop(self, key: str, life: AgentServer[A] | None = None) -> None:
+        """Store and end the life of *key*, if there is one; only *life*, if that is given."""
+        while (server := self.servers.get(key)) is not None and life in (None, server):
             with self._waiting_for(server):
                 if server.state is LIVE:
                     try:
@@ -244,6 +246,15 @@ class Registry(Generic[A]):
                         continue
                     return
                 await _settled(server)
+
+    def go_on_stopping(self, key: str) -> None:
+        """Stop the life of *key* in the background: whoever asked is gone. For all of them it is done once."""
+        server = self.servers.get(key)
+        if server is not None and server not in self._stopping:
+            self._stopping.add(server)
+            task = self.home.spawn(self.stop(key, server), context=outside_turns())
+            task.add_done_callback(lambda _: self._stopping.discard(server))
+            self.home.answer_for(key, "stop", task)
 
     async def save(self, key: str) -> None:
         """Store what *key* is now, if it lives."""
