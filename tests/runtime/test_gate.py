@@ -57,7 +57,7 @@ async def test_who_leaves_changes_nothing_for_those_who_wait():
 async def test_where_many_leave_none_looks_at_the_others_and_nothing_is_kept_of_them():
     gate = Gate()
     waiters = enter(gate, *range(1000))
-    assert max(lines_of(gate.withdraw, waiter) for waiter in waiters[:0:-1]) < 10
+    assert max(lines_of(gate.withdraw, waiter) for waiter in waiters[:0:-1]) < 100  # and not 1000
     for _ in range(10_000):
         gate.withdraw(*enter(gate, 1000))
     assert list(gate.waiters) == waiters[:1]
