@@ -197,7 +197,8 @@ async def visit():
     async with ObjectStore(sys.argv[1], **json.loads(sys.argv[2])) as store:
         await store.get("a:key")
 
-asyncio.Runner(loop_factory=Slow).run(visit())
+with asyncio.Runner(loop_factory=Slow) as runner:
+    runner.run(visit())
 print("done", flush=True)
 """
 

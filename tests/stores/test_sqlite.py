@@ -256,7 +256,7 @@ async def test_a_claim_waits_and_can_be_cancelled(tmp_path):
 
 async def hung_claim(store, monkeypatch):
     """Begin a claim whose lock file is on a disk that hangs; return the task and what sees the hanging to its end."""
-    begun, hanging = threading.Event(), threading.Event()
+    begun, hanging, before = threading.Event(), threading.Event(), set(threading.enumerate())
     open_now = LockFile.open
 
     def open_later(lock):
@@ -268,7 +268,7 @@ async def hung_claim(store, monkeypatch):
     claim = asyncio.create_task(store.claim("agent", shared=False, wait=0))
     await asyncio.to_thread(begun.wait, 20)
     monkeypatch.undo()
-    [thread] = [thread for thread in threading.enumerate() if thread.name == "overwinter-claim"]
+    [thread] = [each for each in set(threading.enumerate()) - before if each.name == "overwinter-claim"]
 
     async def go_on():
         hanging.set()
