@@ -140,7 +140,7 @@ class Schema(Generic[A]):
                 codec.explain(agent, self.name, LIMIT)
             body = self._write(agent, extras)
             if self._has_models:
-                check_depth(body)  # as bytes: keys that are maps have no plain form
+                check_depth(body)  # as bytes: in keys, too
         except AgentStateError:
             raise
         except (CorruptRecordError, RecursionError):
